@@ -1,0 +1,1 @@
+//! Serves the disks of a VMNetX package over NBD.

@@ -1,0 +1,1 @@
+//! The VMNetX package format, without I/O.

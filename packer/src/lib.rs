@@ -1,0 +1,1 @@
+//! Publishes disks as VMNetX packages.

@@ -1,0 +1,1 @@
+//! Launches VMNetX packages.
