@@ -1,0 +1,1 @@
+//! A repository in a directory: objects enter it whole or not at all.

@@ -1,0 +1,71 @@
+//! The largest sizes and counts that a reader of the format accepts.
+
+/// Blocks that a leaf of the trees covers: 16 MiB of an image. No chunk crosses a leaf's end.
+pub const LEAF_BLOCKS: u32 = 4096;
+
+/// Leaves below one inner node: 8 GiB of an image.
+pub const INNER_FANOUT: u32 = 512;
+
+/// Children of a root node.
+pub const ROOT_FANOUT_MAX: u32 = 4096;
+
+/// Bytes of the largest image: a full root of full inner nodes, 32 TiB.
+pub const IMAGE_BYTES_MAX: u64 =
+    LEAF_BLOCKS as u64 * INNER_FANOUT as u64 * ROOT_FANOUT_MAX as u64 * crate::BLOCK_BYTES as u64;
+
+/// Blocks of the longest chunk that a reader accepts: 4 MiB.
+pub const CHUNK_BLOCKS_MAX: u32 = 1024;
+
+/// Plain bytes of the largest tree node: a content leaf of one-block chunks stays well below.
+pub const NODE_BYTES_MAX: u32 = 1 << 20;
+
+/// Plain bytes of anything that is stored as a frame in a pack.
+pub const FRAME_PLAIN_BYTES_MAX: u32 = 4 << 20;
+
+/// Entries of one pack.
+pub const PACK_ENTRIES_MAX: u32 = 1 << 18;
+
+/// Bytes at which a publisher ends a pack and begins the next.
+pub const PACK_BYTES_TARGET: u64 = 32 << 20;
+
+/// Bytes of the largest pack that a reader accepts.
+pub const PACK_BYTES_MAX: u64 = 1 << 30;
+
+/// Packs that one layout node names.
+pub const NODE_PACKS_MAX: u32 = 8192;
+
+/// Bytes of a link file.
+pub const LINK_BYTES_MAX: u64 = 1 << 20;
+
+/// Bytes of a manifest.
+pub const MANIFEST_BYTES_MAX: u64 = 1 << 20;
+
+/// Bytes of a layout object: full roots of a few images of 32 TiB.
+pub const LAYOUT_BYTES_MAX: u64 = 16 << 20;
+
+/// Versions that a link retains beside the current one.
+pub const RETAINED_MAX: usize = 1024;
+
+/// Repository URLs in a link.
+pub const URLS_MAX: usize = 16;
+
+/// Bytes of one URL.
+pub const URL_BYTES_MAX: usize = 2048;
+
+/// Orders of one version.
+pub const ORDERS_MAX: usize = 16;
+
+/// Disks of a package.
+pub const DISKS_MAX: usize = 26;
+
+/// RAM blocks of a package's memory.
+pub const RAM_BLOCKS_MAX: usize = 256;
+
+/// Bytes of a package's or a disk's name.
+pub const NAME_BYTES_MAX: usize = 64;
+
+/// Bytes of a package's title.
+pub const TITLE_BYTES_MAX: usize = 256;
+
+/// Frames of index that are fetched whole with one request rather than node by node, in stored bytes.
+pub const SMALL_INDEX_BYTES_MAX: u64 = 1 << 20;
