@@ -1,4 +1,23 @@
 //! Reads chunks of a VMNetX repository: from an origin, through cache tiers, as randomly readable images.
 
+mod cache;
+mod counters;
+mod error;
+mod image;
+mod location;
+mod package;
+mod store;
+
 pub mod dir;
 pub mod failure;
+pub mod limits;
+pub mod origin;
+pub mod tier;
+
+pub use cache::{DiskCache, DiskTier, MemoryCache, MemoryTier, SingleFlight};
+pub use counters::{Counters, Counts};
+pub use error::Error;
+pub use image::{Extent, Image, Piece};
+pub use location::Location;
+pub use package::Package;
+pub use store::{Options, Store};

@@ -205,25 +205,25 @@ pub enum NicModel {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum MachineError {
     /// The text is longer than any description.
-    #[error("machine description: {bytes} bytes are more than the limit of {MACHINE_BYTES_MAX}")]
+    #[error("the machine description has {bytes} bytes, more than {MACHINE_BYTES_MAX}")]
     TooLong {
         /// Bytes of the text.
         bytes: usize,
     },
     /// Not TOML, an unknown field, or a value that its field does not take. The text names line and field.
-    #[error("machine description: {0}")]
+    #[error("{0}")]
     Syntax(String),
     /// `disks` leaves out one of the package's disks.
-    #[error("machine description: field `disks` lacks the package's disk {0}; list every disk or none")]
+    #[error("field `disks` lacks the package's disk {0}; list every disk or none")]
     DiskNotListed(Name),
     /// `disks` names a disk that the package does not have.
-    #[error("machine description: field `disks` names {0}, which is not a disk of the package")]
+    #[error("field `disks` names {0}, which is not a disk of the package")]
     UnknownDisk(Name),
     /// `disks` names a disk twice.
-    #[error("machine description: field `disks` names {0} twice")]
+    #[error("field `disks` names {0} twice")]
     RepeatedDisk(Name),
     /// More of something than the machine has places for.
-    #[error("machine description: {count} {what} are more than the limit of {limit}; change field `{field}`")]
+    #[error("{count} {what} are more than the limit of {limit}; change field `{field}`")]
     TooMany {
         /// The field to change.
         field: &'static str,
@@ -235,10 +235,10 @@ pub enum MachineError {
         limit: usize,
     },
     /// The board lacks the bus.
-    #[error("machine description: {0} has no IDE; use `sata` or `virtio` in field `disks` or `disk_bus`")]
+    #[error("{0} has no IDE; use `sata` or `virtio` in field `disks` or `disk_bus`")]
     NoIde(MachineType),
     /// Two cards with one address.
-    #[error("machine description: field `nics` has {0} twice")]
+    #[error("field `nics` has {0} twice")]
     RepeatedMac(MacAddress),
 }
 

@@ -87,8 +87,19 @@ fn a_machine_type_has_one_spelling_and_two_families() {
         assert_eq!(good.parse::<MachineType>().unwrap().to_string(), good);
     }
     for bad in [
-        "pc", "q35", "none", "pc-q35", "pc-q35-7", "pc-q35-7.2.1", "pc-q35-07.2", "pc-q35-+7.2", "pc-q35-7.2,accel=kvm",
-        "pc-q35-7.256", "PC-q35-7.2", "pc-i440fx-7.2 ", "xenfv-4.2",
+        "pc",
+        "q35",
+        "none",
+        "pc-q35",
+        "pc-q35-7",
+        "pc-q35-7.2.1",
+        "pc-q35-07.2",
+        "pc-q35-+7.2",
+        "pc-q35-7.2,accel=kvm",
+        "pc-q35-7.256",
+        "PC-q35-7.2",
+        "pc-i440fx-7.2 ",
+        "xenfv-4.2",
     ] {
         assert!(bad.parse::<MachineType>().is_err(), "{bad}");
     }
@@ -101,7 +112,19 @@ fn a_cpu_model_is_a_name_that_means_the_same_everywhere() {
     }
     let long = "x".repeat(65);
     for bad in [
-        "", "host", "HOST", "max", "help", "base", "host-x86_64-cpu", "max-i386-cpu", "?", "qemu64,+vmx", "a b", "-x", "é",
+        "",
+        "host",
+        "HOST",
+        "max",
+        "help",
+        "base",
+        "host-x86_64-cpu",
+        "max-i386-cpu",
+        "?",
+        "qemu64,+vmx",
+        "a b",
+        "-x",
+        "é",
         &long,
     ] {
         assert!(bad.parse::<CpuModel>().is_err(), "{bad}");
@@ -112,8 +135,15 @@ fn a_cpu_model_is_a_name_that_means_the_same_everywhere() {
 fn a_mac_address_belongs_to_one_card() {
     assert_eq!("52:54:00:AB:cd:01".parse::<MacAddress>().unwrap().to_string(), "52:54:00:ab:cd:01");
     for bad in [
-        "", "52:54:00:ab:cd", "52:54:00:ab:cd:01:02", "52-54-00-ab-cd-01", "01:00:5e:00:00:01", "00:00:00:00:00:00",
-        "ff:ff:ff:ff:ff:ff", "+2:54:00:ab:cd:01", "5:54:00:ab:cd:011",
+        "",
+        "52:54:00:ab:cd",
+        "52:54:00:ab:cd:01:02",
+        "52-54-00-ab-cd-01",
+        "01:00:5e:00:00:01",
+        "00:00:00:00:00:00",
+        "ff:ff:ff:ff:ff:ff",
+        "+2:54:00:ab:cd:01",
+        "5:54:00:ab:cd:011",
     ] {
         assert!(bad.parse::<MacAddress>().is_err(), "{bad}");
     }
@@ -136,7 +166,8 @@ fn listed_disks_are_the_packages_disks() {
 
 #[test]
 fn a_machine_has_places_for_its_devices() {
-    let too_many = |machine: &Machine, disks| matches!(machine.validate(&many(disks)), Err(MachineError::TooMany { .. }));
+    let too_many =
+        |machine: &Machine, disks| matches!(machine.validate(&many(disks)), Err(MachineError::TooMany { .. }));
     let plain = Machine::from_toml(SMALLEST).unwrap();
     assert!(!too_many(&plain, IDE_DISKS_MAX) && too_many(&plain, IDE_DISKS_MAX + 1));
     let sata = with("disk_bus = \"sata\"").unwrap();

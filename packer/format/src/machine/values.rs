@@ -53,7 +53,9 @@ pub enum ValueError {
     #[error("field `machine`: {0:?} is not a board; use `pc-i440fx-X.Y` or `pc-q35-X.Y`, such as `pc-q35-7.2`")]
     Machine(String),
     /// Not a [`CpuModel`].
-    #[error("field `cpu.model`: {0:?} is not a name of at most {CPU_MODEL_BYTES_MAX} letters, digits, '.', '_' and '-'")]
+    #[error(
+        "field `cpu.model`: {0:?} is not a name of at most {CPU_MODEL_BYTES_MAX} letters, digits, '.', '_' and '-'"
+    )]
     CpuModel(String),
     /// A CPU model that differs from host to host.
     #[error("field `cpu.model`: {0:?} is not the same on every host; name a model, such as `Nehalem` or `qemu64`")]
@@ -143,7 +145,8 @@ impl TryFrom<String> for CpuModel {
         }
         // QEMU also knows each model under its type's name, "MODEL-x86_64-cpu".
         let lower = text.to_ascii_lowercase();
-        let model = lower.strip_suffix("-cpu").and_then(|rest| rest.rsplit_once('-')).map_or(&*lower, |(model, _)| model);
+        let model =
+            lower.strip_suffix("-cpu").and_then(|rest| rest.rsplit_once('-')).map_or(&*lower, |(model, _)| model);
         if matches!(model, "host" | "max" | "help" | "base") {
             return Err(ValueError::CpuOfHost(text));
         }

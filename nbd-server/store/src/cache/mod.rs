@@ -1,0 +1,9 @@
+//! The tiers before the origin: single flight, memory and disk.
+
+mod disk;
+mod flight;
+mod memory;
+
+pub use disk::{DiskCache, DiskTier};
+pub use flight::SingleFlight;
+pub use memory::{MemoryCache, MemoryTier};

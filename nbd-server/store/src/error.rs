@@ -1,0 +1,172 @@
+//! Why a repository cannot be read.
+
+use std::sync::Arc;
+
+use vmnetx_format::{Digest, FrameError, LinkError, ManifestError, TreeError};
+
+use crate::failure::{Class, Told};
+
+/// Why an object or a chunk cannot be read. One failed request can fail many chunks, so it can be cloned.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum Error {
+    /// The origin cannot be reached, or broke off, for as long as was tried.
+    #[error("fetch {object}: {reason}")]
+    Network {
+        /// The URL, without secrets.
+        object: String,
+        /// What happened last.
+        reason: String,
+    },
+    /// The origin answers that it will not give the object.
+    #[error("fetch {object}: the server answers {status}")]
+    Refused {
+        /// The URL, without secrets.
+        object: String,
+        /// The HTTP status.
+        status: String,
+    },
+    /// A file of a local repository cannot be read.
+    #[error("read {object}")]
+    Local {
+        /// The file.
+        object: String,
+        /// What the system says.
+        #[source]
+        source: Arc<std::io::Error>,
+    },
+    /// An object is larger than it may be.
+    #[error("{object} is larger than the {max_bytes} bytes it may have")]
+    TooLarge {
+        /// URL or file.
+        object: String,
+        /// The limit.
+        max_bytes: u64,
+    },
+    /// An object's bytes do not have the digest that names it.
+    #[error("{object} is damaged: its bytes do not have the digest {expected}")]
+    Digest {
+        /// URL or file, with the range where it is a part.
+        object: String,
+        /// The digest that names it.
+        expected: Digest,
+    },
+    /// A frame does not decompress.
+    #[error("{object} is damaged")]
+    Frame {
+        /// URL or file, with the range.
+        object: String,
+        /// What is wrong with it.
+        #[source]
+        source: FrameError,
+    },
+    /// A node of an index is damaged.
+    #[error("the index of {image} is damaged")]
+    Tree {
+        /// Which image.
+        image: String,
+        /// What is wrong with it.
+        #[source]
+        source: TreeError,
+    },
+    /// A link is damaged or of another format.
+    #[error("{object}")]
+    Link {
+        /// URL or file.
+        object: String,
+        /// What is wrong with it.
+        #[source]
+        source: LinkError,
+    },
+    /// A manifest is damaged or of another format.
+    #[error("{object}")]
+    Manifest {
+        /// URL or file.
+        object: String,
+        /// What is wrong with it.
+        #[source]
+        source: ManifestError,
+    },
+    /// The version that was asked for is not in the link.
+    #[error("{link} has no version {version}")]
+    NoVersion {
+        /// The link's URL or file.
+        link: String,
+        /// The version's digest.
+        version: Digest,
+    },
+    /// The text is no link.
+    #[error("{text:?} is not a link: {reason}")]
+    Location {
+        /// What was given.
+        text: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The cache directory cannot be used.
+    #[error("cache directory {dir}: {reason}")]
+    Cache {
+        /// The directory.
+        dir: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The read leaves the image.
+    #[error("a read of {length} bytes at {offset} leaves the image of {size_bytes} bytes")]
+    OutOfBounds {
+        /// Where it starts.
+        offset: u64,
+        /// How long it is.
+        length: u64,
+        /// The image's size.
+        size_bytes: u64,
+    },
+    /// The store is being closed.
+    #[error("the store is closing")]
+    Closing,
+}
+
+impl Error {
+    pub(crate) fn network(object: &str, reason: impl ToString) -> Self {
+        Self::Network { object: object.to_owned(), reason: reason.to_string() }
+    }
+
+    pub(crate) fn local(object: impl ToString, source: std::io::Error) -> Self {
+        Self::Local { object: object.to_string(), source: Arc::new(source) }
+    }
+
+    /// Whether the same request may succeed a little later.
+    pub(crate) const fn is_transient(&self) -> bool {
+        matches!(self, Self::Network { .. })
+    }
+
+    /// Whether bytes arrived, but the wrong ones.
+    pub(crate) const fn is_damage(&self) -> bool {
+        matches!(self, Self::Digest { .. } | Self::Frame { .. })
+    }
+}
+
+impl Told for Error {
+    fn class(&self) -> Class {
+        match self {
+            Self::Network { .. } | Self::Refused { .. } => Class::Network,
+            Self::Digest { .. } | Self::Frame { .. } | Self::Tree { .. } | Self::TooLarge { .. } => Class::Integrity,
+            Self::Link { .. } | Self::Manifest { .. } => Class::Integrity,
+            Self::Location { .. } | Self::NoVersion { .. } => Class::Usage,
+            Self::Cache { .. } => Class::Host,
+            Self::Local { .. } | Self::OutOfBounds { .. } | Self::Closing => Class::Failure,
+        }
+    }
+
+    fn hint(&self) -> Option<String> {
+        Some(match self {
+            Self::Network { .. } => "check the network and that the web server runs, then try again".into(),
+            Self::Refused { status, .. } if status.starts_with("404") => {
+                "check the link for typing errors; if it is right, the repository is incomplete: tell its publisher".into()
+            }
+            Self::Digest { .. } | Self::Frame { .. } | Self::Tree { .. } => {
+                "the repository is damaged: tell its publisher, who can run `vmnetx-pack verify`".into()
+            }
+            _ => return None,
+        })
+    }
+}

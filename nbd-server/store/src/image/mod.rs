@@ -1,0 +1,352 @@
+//! Random access to an image: an offset is looked up in the index, and its chunks are fetched through the tiers.
+
+mod index;
+mod read_ahead;
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use bytes::Bytes;
+use vmnetx_format::limits::LEAF_BLOCKS;
+use vmnetx_format::{BLOCK_BYTES, Geometry, LeafChunk, Roots};
+
+use self::index::{Index, Leaf};
+use self::read_ahead::ReadAhead;
+use crate::cache::MemoryCache;
+use crate::tier::{Arrivals, Tier, Wanted, Why};
+use crate::{Counters, Error};
+
+/// Bytes of an image that one leaf of its index covers.
+const LEAF_BYTES: u64 = LEAF_BLOCKS as u64 * BLOCK_BYTES as u64;
+
+/// An image of a package, read through the tiers. Every byte that it gives out was verified.
+#[derive(Debug)]
+pub struct Image {
+    name: String,
+    index: Index,
+    memory: Arc<MemoryCache>,
+    tiers: Arc<dyn Tier>,
+    counters: Arc<Counters>,
+    read_ahead: Mutex<ReadAhead>,
+}
+
+/// A part of what was read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Piece {
+    /// Data, shared with the memory tier.
+    Data(Bytes),
+    /// So many zeros, which the package does not store.
+    Zeros(u64),
+}
+
+/// A run of an image that is stored or is a hole.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Extent {
+    /// Bytes of the run.
+    pub length: u64,
+    /// Whether it is a hole, which reads as zeros.
+    pub hole: bool,
+}
+
+/// How the tiers are put together for an image.
+#[derive(Debug, Clone)]
+pub(crate) struct Tiers {
+    /// The memory tier's cache, asked first and without waiting.
+    pub(crate) memory: Arc<MemoryCache>,
+    /// All tiers, outermost first.
+    pub(crate) chain: Arc<dyn Tier>,
+}
+
+/// A chunk that a read touches: the part of it that is wanted, and where that part stands in the answer.
+struct Touch<'a> {
+    chunk: &'a LeafChunk,
+    /// Bytes of the chunk before the wanted part.
+    skip: u64,
+    /// Bytes of the wanted part.
+    length: u64,
+}
+
+impl Piece {
+    /// Bytes of the piece.
+    #[must_use]
+    pub const fn len(&self) -> u64 {
+        match self {
+            Self::Data(bytes) => bytes.len() as u64,
+            Self::Zeros(length) => *length,
+        }
+    }
+
+    /// Whether it has no bytes.
+    #[must_use]
+    pub const fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+impl Image {
+    pub(crate) fn new(name: String, geometry: Geometry, roots: Roots, tiers: Tiers) -> Self {
+        let counters = Arc::new(Counters::default());
+        let index = Index::new(name.clone(), geometry, roots, Arc::clone(&tiers.chain), Arc::clone(&counters));
+        let read_ahead = Mutex::default();
+        Self { name, index, memory: tiers.memory, tiers: tiers.chain, counters, read_ahead }
+    }
+
+    /// The image's name in its package.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Its true size in bytes, which need not be a multiple of anything.
+    #[must_use]
+    pub fn size_bytes(&self) -> u64 {
+        self.index.geometry().size_bytes()
+    }
+
+    /// What was read of it so far.
+    #[must_use]
+    pub fn counters(&self) -> &Counters {
+        &self.counters
+    }
+
+    /// Starts to fetch the index if it is small enough to be fetched whole; returns at once.
+    pub fn warm_index(&self) {
+        self.index.warm();
+    }
+
+    /// Answers a read from memory alone, or says (`false`, `out` as before) that it cannot. Never waits.
+    pub fn read_now(&self, offset: u64, length: u64, out: &mut Vec<Piece>) -> bool {
+        if self.check(offset, length).is_err() {
+            return false;
+        }
+        let before = out.len();
+        let mut at = offset;
+        let end = offset + length;
+        let mut hits = 0;
+        while at < end {
+            let stop = end.min((at / LEAF_BYTES + 1) * LEAF_BYTES);
+            let hit = self.index.leaf_now((at / LEAF_BYTES) as u32).is_some_and(|leaf| {
+                each_touch(&leaf, at, stop, |step| match step {
+                    Step::Zeros(zeros) => {
+                        push_zeros(out, zeros);
+                        true
+                    }
+                    Step::Chunk(touch) => self.memory.get(&touch.chunk.digest).is_some_and(|plain| {
+                        hits += 1;
+                        push_data(out, &plain, &touch)
+                    }),
+                })
+            });
+            if !hit {
+                out.truncate(before);
+                return false;
+            }
+            at = stop;
+        }
+        self.counters.read(length);
+        self.counters.hits(hits);
+        true
+    }
+
+    /// Reads `length` bytes at `offset`: pieces in order that add up to `length`.
+    ///
+    /// # Errors
+    /// [`Error`] when the read leaves the image or a chunk cannot be had.
+    pub async fn read(&self, offset: u64, length: u64) -> Result<Vec<Piece>, Error> {
+        self.check(offset, length)?;
+        let mut out = Vec::new();
+        let mut at = offset;
+        let end = offset + length;
+        while at < end {
+            let stop = end.min((at / LEAF_BYTES + 1) * LEAF_BYTES);
+            let leaf = self.index.leaf((at / LEAF_BYTES) as u32).await?;
+            self.read_leaf(&leaf, at, stop, &mut out).await?;
+            at = stop;
+        }
+        self.counters.read(length);
+        Ok(out)
+    }
+
+    /// Says which parts of `length` bytes at `offset` are holes: at most `extents_max` extents, from the first byte on,
+    /// neighbours being unlike; together they may be shorter than `length`.
+    ///
+    /// # Errors
+    /// [`Error`] when the range leaves the image or its index cannot be had.
+    pub async fn extents(&self, offset: u64, length: u64, extents_max: usize) -> Result<Vec<Extent>, Error> {
+        /// Leaves that one question looks at, when none of them is known to be a hole: 2 GiB of image.
+        const LEAVES_MAX: u32 = 128;
+        self.check(offset, length)?;
+        let mut out: Vec<Extent> = Vec::new();
+        let mut at = offset;
+        let end = offset + length;
+        let mut looked = 0;
+        while at < end && out.len() <= extents_max && looked < LEAVES_MAX {
+            let stop = end.min((at / LEAF_BYTES + 1) * LEAF_BYTES);
+            let number = (at / LEAF_BYTES) as u32;
+            looked += u32::from(!self.index.is_hole(number));
+            let leaf = self.index.leaf(number).await?;
+            each_touch(&leaf, at, stop, |step| {
+                let (length, hole) = match step {
+                    Step::Zeros(zeros) => (zeros, true),
+                    Step::Chunk(touch) => (touch.length, false),
+                };
+                match out.last_mut() {
+                    Some(last) if last.hole == hole => last.length += length,
+                    _ => out.push(Extent { length, hole }),
+                }
+                out.len() <= extents_max
+            });
+            at = stop;
+        }
+        out.truncate(extents_max);
+        Ok(out)
+    }
+
+    fn check(&self, offset: u64, length: u64) -> Result<(), Error> {
+        let size_bytes = self.size_bytes();
+        match offset.checked_add(length) {
+            Some(end) if end <= size_bytes => Ok(()),
+            _ => Err(Error::OutOfBounds { offset, length, size_bytes }),
+        }
+    }
+
+    /// Reads what lies in one leaf, with one fetch for all that is missing and what will be wanted next.
+    async fn read_leaf(&self, leaf: &Leaf, at: u64, stop: u64, out: &mut Vec<Piece>) -> Result<(), Error> {
+        let mut wanted = Vec::new();
+        // Pieces in their order; those that wait for a chunk hold its position in `wanted`.
+        let mut parts = Vec::new();
+        each_touch(leaf, at, stop, |step| {
+            parts.push(match step {
+                Step::Zeros(zeros) => Part::Here(Piece::Zeros(zeros)),
+                Step::Chunk(touch) => match self.memory.get(&touch.chunk.digest) {
+                    Some(plain) => {
+                        self.counters.hits(1);
+                        let mut here = Vec::with_capacity(1);
+                        push_data(&mut here, &plain, &touch);
+                        here.pop().map_or(Part::Here(Piece::Zeros(0)), Part::Here)
+                    }
+                    None => {
+                        wanted.push(want(touch.chunk));
+                        Part::Waiting { index: wanted.len() - 1, skip: touch.skip, length: touch.length }
+                    }
+                },
+            });
+            true
+        });
+        let demanded = wanted.len();
+        self.add_read_ahead(leaf, at, stop, &mut wanted);
+        let mut plain: Vec<Option<Bytes>> = vec![None; demanded];
+        if !wanted.is_empty() {
+            let mut arrivals = self.tiers.fetch(wanted, Why::Demand);
+            let mut missing = demanded;
+            while missing > 0 {
+                let arrival = arrivals.next().await.ok_or(Error::Closing)?;
+                self.counters.chunk(&arrival.result, arrival.index >= demanded);
+                if let Some(slot) = plain.get_mut(arrival.index) {
+                    *slot = Some(arrival.result?.plain);
+                    missing -= 1;
+                }
+            }
+            self.count_rest(arrivals, demanded);
+        }
+        for part in parts {
+            out.push(match part {
+                Part::Here(piece) => piece,
+                Part::Waiting { index, skip, length } => {
+                    let plain = plain.get_mut(index).and_then(Option::take).ok_or(Error::Closing)?;
+                    Piece::Data(plain.slice(skip as usize..(skip + length) as usize))
+                }
+            });
+        }
+        Ok(())
+    }
+
+    /// Adds the chunks that a sequential reader will want next, unless the memory tier has them.
+    fn add_read_ahead(&self, leaf: &Leaf, at: u64, stop: u64, wanted: &mut Vec<Wanted>) {
+        let missed = !wanted.is_empty();
+        let window = {
+            let mut read_ahead = self.read_ahead.lock().unwrap_or_else(PoisonError::into_inner);
+            read_ahead.window(at, stop, missed)
+        };
+        if window.is_empty() {
+            return;
+        }
+        let leaf_end = (at / LEAF_BYTES + 1) * LEAF_BYTES;
+        each_touch(leaf, window.start, window.end.min(leaf_end), |step| {
+            if let Step::Chunk(touch) = step {
+                let known = self.memory.contains(&touch.chunk.digest);
+                if !known && !wanted.iter().any(|other| other.digest == touch.chunk.digest) {
+                    wanted.push(want(touch.chunk));
+                }
+            }
+            true
+        });
+    }
+
+    /// Chunks that nobody waits for still arrive and still count.
+    fn count_rest(&self, mut arrivals: Arrivals, demanded: usize) {
+        let counters = Arc::clone(&self.counters);
+        tokio::spawn(async move {
+            while let Some(arrival) = arrivals.next().await {
+                counters.chunk(&arrival.result, arrival.index >= demanded);
+            }
+        });
+    }
+}
+
+enum Part {
+    Here(Piece),
+    Waiting { index: usize, skip: u64, length: u64 },
+}
+
+enum Step<'a> {
+    Zeros(u64),
+    Chunk(Touch<'a>),
+}
+
+fn want(chunk: &LeafChunk) -> Wanted {
+    Wanted { digest: chunk.digest, plain_len: chunk.plain_len(), place: chunk.place.clone() }
+}
+
+fn push_zeros(out: &mut Vec<Piece>, zeros: u64) {
+    match out.last_mut() {
+        Some(Piece::Zeros(length)) => *length += zeros,
+        _ => out.push(Piece::Zeros(zeros)),
+    }
+}
+
+fn push_data(out: &mut Vec<Piece>, plain: &Bytes, touch: &Touch<'_>) -> bool {
+    // The tiers verified the chunk, so it has the length that the index gives.
+    let range = touch.skip as usize..(touch.skip + touch.length) as usize;
+    if range.end > plain.len() {
+        return false;
+    }
+    out.push(Piece::Data(plain.slice(range)));
+    true
+}
+
+/// Walks the chunks and holes of a leaf between two offsets of the image until `visit` says false; gives back what it
+/// said last.
+fn each_touch(leaf: &Leaf, at: u64, stop: u64, mut visit: impl FnMut(Step<'_>) -> bool) -> bool {
+    let base = at / LEAF_BYTES * LEAF_BYTES;
+    let (mut at, stop) = (at - base, stop.saturating_sub(base));
+    let block = BLOCK_BYTES as u64;
+    let first = leaf.chunks().partition_point(|chunk| u64::from(chunk.first_block + chunk.blocks) * block <= at);
+    for chunk in leaf.chunks().iter().skip(first) {
+        let start = u64::from(chunk.first_block) * block;
+        if at >= stop || start >= stop {
+            break;
+        }
+        if start > at {
+            if !visit(Step::Zeros(start - at)) {
+                return false;
+            }
+            at = start;
+        }
+        let end = stop.min(start + u64::from(chunk.plain_len()));
+        if !visit(Step::Chunk(Touch { chunk, skip: at - start, length: end - at })) {
+            return false;
+        }
+        at = end;
+    }
+    at >= stop || visit(Step::Zeros(stop - at))
+}

@@ -1,0 +1,66 @@
+//! The named limits of reading: times, sizes, counts.
+
+use std::time::Duration;
+
+/// Requests to one origin that are under way at once, and so its connections.
+pub const ORIGIN_REQUESTS_MAX: usize = 12;
+
+/// Requests that are not for waiting readers; the rest of [`ORIGIN_REQUESTS_MAX`] is kept for those who wait.
+pub const ORIGIN_BACKGROUND_REQUESTS_MAX: usize = 8;
+
+/// Time to open a connection, the TLS handshake included.
+pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Time from sending a request to the head of its response.
+pub const RESPONSE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Time without a byte of a response's body.
+pub const STALL_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Time that an unused connection is kept.
+pub const IDLE_CONNECTION: Duration = Duration::from_secs(50);
+
+/// Time for which a failing read is tried again unless the user of the store chooses another.
+pub const RETRY_FOR: Duration = Duration::from_secs(60);
+
+/// The first pause between two tries; each later one is twice as long.
+pub const RETRY_PAUSE_MIN: Duration = Duration::from_millis(100);
+
+/// The longest pause between two tries.
+pub const RETRY_PAUSE_MAX: Duration = Duration::from_secs(5);
+
+/// Tries for a chunk whose bytes arrive but have the wrong digest: a proxy may have damaged them once.
+pub const DAMAGED_TRIES_MAX: u32 = 3;
+
+/// Redirections that are followed for one request.
+pub const REDIRECTS_MAX: u32 = 5;
+
+/// Bytes between two wanted frames that are fetched along rather than starting a new request.
+pub const COALESCE_GAP_BYTES: u64 = 16 << 10;
+
+/// Bytes of one range request.
+pub const RANGE_BYTES_MAX: u64 = 4 << 20;
+
+/// Bytes of a response that are passed over when a server ignores the Range header.
+pub const SKIPPED_BYTES_MAX: u64 = 1 << 30;
+
+/// Bytes of decoded index leaves kept for one image.
+pub const LEAVES_BYTES_MAX: u64 = 32 << 20;
+
+/// Bytes of one segment of the disk tier.
+pub const SEGMENT_BYTES_MAX: u64 = 64 << 20;
+
+/// Segments into which the disk tier is divided at least, since it evicts whole segments.
+pub const SEGMENTS_MIN: u64 = 8;
+
+/// Frames that wait to be written to the disk tier; more are not cached.
+pub const DISK_QUEUE_MAX: usize = 256;
+
+/// Sequential streams of reads that are followed at once in one image.
+pub const STREAMS_MAX: usize = 16;
+
+/// Bytes ahead of a stream that are fetched when it is first seen.
+pub const READ_AHEAD_BYTES_MIN: u64 = 64 << 10;
+
+/// Bytes ahead of a stream that are fetched at most.
+pub const READ_AHEAD_BYTES_MAX: u64 = 2 << 20;

@@ -1,0 +1,242 @@
+//! A repository on a web server: kept-alive HTTP/1.1 connections, one range per request.
+
+use std::ops::Range;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::{BodyExt, Empty};
+use hyper::body::Incoming;
+use hyper::header::{CONTENT_RANGE, HeaderValue, LOCATION, RANGE, USER_AGENT};
+use hyper::{Request, Response, StatusCode};
+use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
+use hyper_util::client::legacy::Client;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::{TokioExecutor, TokioTimer};
+use tokio::time::timeout;
+use url::Url;
+
+use super::{Body, Origin, Promise, shown};
+use crate::Error;
+use crate::limits::{
+    CONNECT_TIMEOUT, IDLE_CONNECTION, ORIGIN_REQUESTS_MAX, REDIRECTS_MAX, RESPONSE_TIMEOUT, SKIPPED_BYTES_MAX,
+    STALL_TIMEOUT,
+};
+
+const AGENT: HeaderValue = HeaderValue::from_static(concat!("vmnetx/", env!("CARGO_PKG_VERSION")));
+
+/// The connections to web servers; cheap to clone, shared by all origins.
+#[derive(Debug, Clone)]
+pub struct HttpClient(Client<HttpsConnector<HttpConnector>, Empty<Bytes>>);
+
+/// Reads a repository below a URL.
+#[derive(Debug)]
+pub struct HttpOrigin {
+    client: HttpClient,
+    base: Url,
+}
+
+impl HttpClient {
+    /// Opens no connection yet.
+    ///
+    /// # Errors
+    /// [`Error::Network`] when the system's trusted certificates cannot be used.
+    pub fn new() -> Result<Self, Error> {
+        let mut http = HttpConnector::new();
+        http.set_connect_timeout(Some(CONNECT_TIMEOUT));
+        http.set_nodelay(true);
+        http.enforce_http(false);
+        let tls = HttpsConnectorBuilder::new()
+            .try_with_platform_verifier()
+            .map_err(|error| Error::network("the system's trusted certificates", error))?;
+        let connector = tls.https_or_http().enable_http1().wrap_connector(http);
+        let client = Client::builder(TokioExecutor::new())
+            .pool_timer(TokioTimer::new())
+            .pool_idle_timeout(IDLE_CONNECTION)
+            .pool_max_idle_per_host(ORIGIN_REQUESTS_MAX)
+            .build(connector);
+        Ok(Self(client))
+    }
+
+    /// Sends a GET and follows redirections; `range` as in the HTTP header, its end not included.
+    async fn get(&self, url: &Url, range: Option<&Range<u64>>) -> Result<Response<Incoming>, Error> {
+        let mut url = url.clone();
+        for _ in 0..=REDIRECTS_MAX {
+            let response = self.send(&url, range).await?;
+            if !response.status().is_redirection() {
+                return Ok(response);
+            }
+            url = redirected(&url, &response)?;
+        }
+        Err(refused(&url, "too many redirections"))
+    }
+
+    async fn send(&self, url: &Url, range: Option<&Range<u64>>) -> Result<Response<Incoming>, Error> {
+        let object = shown(url);
+        let mut request = Request::get(url.as_str()).header(USER_AGENT, AGENT);
+        if let Some(range) = range {
+            request = request.header(RANGE, format!("bytes={}-{}", range.start, range.end.saturating_sub(1)));
+        }
+        let request = request.body(Empty::new()).map_err(|error| Error::network(&object, error))?;
+        // The connector has its own, shorter limit; this one also covers what comes after it.
+        let limit = CONNECT_TIMEOUT + RESPONSE_TIMEOUT;
+        match timeout(limit, self.0.request(request)).await {
+            Ok(Ok(response)) => Ok(response),
+            Ok(Err(error)) => Err(Error::network(&object, chain(&error))),
+            Err(_) => Err(Error::network(&object, format_args!("no answer within {} s", limit.as_secs()))),
+        }
+    }
+
+    /// Reads a whole resource of at most `max_bytes`.
+    pub(crate) async fn whole(&self, url: &Url, max_bytes: u64) -> Result<Bytes, Error> {
+        let object = shown(url);
+        let response = self.get(url, None).await?;
+        check_status(url, &response, &[StatusCode::OK])?;
+        let mut body = response.into_body();
+        let mut bytes = Vec::new();
+        while let Some(piece) = next_piece(&mut body, &object).await {
+            bytes.extend_from_slice(&piece?);
+            if bytes.len() as u64 > max_bytes {
+                return Err(Error::TooLarge { object, max_bytes });
+            }
+        }
+        Ok(bytes.into())
+    }
+
+    async fn range(&self, url: &Url, range: Range<u64>) -> Result<Body, Error> {
+        let object = shown(url);
+        let response = self.get(url, Some(&range)).await?;
+        check_status(url, &response, &[StatusCode::PARTIAL_CONTENT, StatusCode::OK])?;
+        let skip = if response.status() == StatusCode::OK {
+            // The server ignores Range and sends everything: what comes before the range is passed over.
+            if range.start > SKIPPED_BYTES_MAX {
+                return Err(refused(url, "200 OK to a request for a range: the server does not support Range requests"));
+            }
+            range.start
+        } else {
+            check_content_range(&response, &range).map_err(|reason| Error::network(&object, reason))?;
+            0
+        };
+        let (sender, pieces) = Body::channel();
+        let mut body = response.into_body();
+        let mut skip = skip;
+        let mut left = range.end - range.start;
+        // Reading in a task of its own lets the line run while the receiver decompresses. It ends with the range, at an
+        // error, after STALL_TIMEOUT, or when the receiver is gone.
+        tokio::spawn(async move {
+            while left > 0 {
+                let Some(piece) = next_piece(&mut body, &object).await else { return };
+                let piece = piece.map(|mut piece| {
+                    let passed = skip.min(piece.len() as u64);
+                    skip -= passed;
+                    let mut piece = piece.split_off(passed as usize);
+                    piece.truncate(left.min(piece.len() as u64) as usize);
+                    left -= piece.len() as u64;
+                    piece
+                });
+                let last = piece.is_err();
+                if matches!(&piece, Ok(piece) if piece.is_empty()) {
+                    continue;
+                }
+                if sender.send(piece).await.is_err() || last {
+                    return;
+                }
+            }
+            // A body read to its end gives its connection back to the pool. A server that sends more than the range is
+            // not waited for.
+            let _ = timeout(Duration::from_millis(10), body.frame()).await;
+        });
+        Ok(pieces)
+    }
+}
+
+impl HttpOrigin {
+    /// The repository whose root is the URL `base`, which ends in `/`.
+    #[must_use]
+    pub const fn new(client: HttpClient, base: Url) -> Self {
+        Self { client, base }
+    }
+
+    fn url(&self, path: &str) -> Result<Url, Error> {
+        self.base.join(path).map_err(|error| Error::network(&self.locate(path), error))
+    }
+}
+
+impl Origin for HttpOrigin {
+    fn locate(&self, path: &str) -> String {
+        format!("{}{path}", shown(&self.base))
+    }
+
+    fn object<'a>(&'a self, path: &'a str, max_bytes: u64) -> Promise<'a, Result<Bytes, Error>> {
+        Box::pin(async move { self.client.whole(&self.url(path)?, max_bytes).await })
+    }
+
+    fn range<'a>(&'a self, path: &'a str, range: Range<u64>) -> Promise<'a, Result<Body, Error>> {
+        Box::pin(async move { self.client.range(&self.url(path)?, range).await })
+    }
+}
+
+/// The next piece of a body, or an error if none comes for too long.
+async fn next_piece(body: &mut Incoming, object: &str) -> Option<Result<Bytes, Error>> {
+    loop {
+        match timeout(STALL_TIMEOUT, body.frame()).await {
+            Ok(None) => return None,
+            Ok(Some(Ok(frame))) => match frame.into_data() {
+                Ok(piece) => return Some(Ok(piece)),
+                Err(_trailers) => {}
+            },
+            Ok(Some(Err(error))) => return Some(Err(Error::network(object, chain(&error)))),
+            Err(_) => {
+                let reason = format!("the response stalled for {} s", STALL_TIMEOUT.as_secs());
+                return Some(Err(Error::network(object, reason)));
+            }
+        }
+    }
+}
+
+/// Which statuses may pass later: what a server or a proxy says of its own state, not of the object.
+fn check_status(url: &Url, response: &Response<Incoming>, good: &[StatusCode]) -> Result<(), Error> {
+    let status = response.status();
+    if good.contains(&status) {
+        return Ok(());
+    }
+    let transient = status.is_server_error()
+        || matches!(status, StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_MANY_REQUESTS | StatusCode::TOO_EARLY);
+    if transient {
+        return Err(Error::network(&shown(url), format_args!("the server answers {status}")));
+    }
+    Err(refused(url, status))
+}
+
+/// A 206 must carry the range that was asked for, or bytes would be taken for others and only fail their digests.
+fn check_content_range(response: &Response<Incoming>, range: &Range<u64>) -> Result<(), String> {
+    let header = response.headers().get(CONTENT_RANGE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let start = header.strip_prefix("bytes ").and_then(|rest| rest.split('-').next()).and_then(|text| text.parse().ok());
+    if start == Some(range.start) {
+        return Ok(());
+    }
+    Err(format!("asked for the range at {}, the server answers {header:?}", range.start))
+}
+
+fn redirected(url: &Url, response: &Response<Incoming>) -> Result<Url, Error> {
+    let target = response.headers().get(LOCATION).and_then(|value| value.to_str().ok());
+    let target = target.and_then(|text| url.join(text).ok()).ok_or_else(|| refused(url, "a redirection to nowhere"))?;
+    match (url.scheme(), target.scheme()) {
+        ("http", "http" | "https") | ("https", "https") => Ok(target),
+        _ => Err(refused(url, format_args!("a redirection to {}, which is not followed", shown(&target)))),
+    }
+}
+
+fn refused(url: &Url, status: impl ToString) -> Error {
+    Error::Refused { object: shown(url), status: status.to_string() }
+}
+
+/// An error with its causes: hyper's own message says only that something failed.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(inner) = cause {
+        text = format!("{text}: {inner}");
+        cause = inner.source();
+    }
+    text
+}

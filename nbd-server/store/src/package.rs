@@ -1,0 +1,173 @@
+//! A package that was opened: its link, its manifest, and its images ready to be read.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use url::Url;
+use vmnetx_format::limits::LINK_BYTES_MAX;
+use vmnetx_format::{
+    Digest, Envelope, LayoutObject, Link, Manifest, Version, layout_path, link_path, manifest_path,
+};
+
+use crate::location::{Location, Place};
+use crate::origin::{DirOrigin, HttpOrigin, Origin, OriginTier, Retry, shown};
+use crate::{Error, Image, Store};
+
+/// One version of a package. It stays that version, whatever is published meanwhile.
+#[derive(Debug)]
+pub struct Package {
+    link: Link,
+    version: Version,
+    manifest: Manifest,
+    disks: Vec<Arc<Image>>,
+    origin: Arc<OriginTier>,
+    head_bytes: u64,
+}
+
+impl Package {
+    pub(crate) async fn open(store: &Store, location: &Location) -> Result<Self, Error> {
+        let (envelope, origin, shown, link_bytes) = read_link(store, location).await?;
+        let link = envelope.link;
+        let version = match &location.version {
+            None => link.current.clone(),
+            Some(wanted) => {
+                let version = link.version(wanted).cloned();
+                version.ok_or_else(|| Error::NoVersion { link: shown, version: *wanted })?
+            }
+        };
+        let (manifest_path, layout_path) = (manifest_path(&version.manifest), layout_path(&version.layout));
+        let (manifest_bytes, layout_bytes) = tokio::try_join!(
+            verified(store, &*origin, &manifest_path, version.manifest_bytes, version.manifest),
+            verified(store, &*origin, &layout_path, version.layout_bytes, version.layout),
+        )?;
+        let at = || origin.locate(&manifest_path);
+        let manifest =
+            Manifest::decode(&manifest_bytes).map_err(|source| Error::Manifest { object: at(), source })?;
+        let images = manifest.images().map_err(|source| Error::Manifest { object: at(), source })?;
+        let layout = LayoutObject::decode(&layout_bytes, &images)
+            .map_err(|source| Error::Tree { image: link.name.to_string(), source })?;
+        let (tiers, origin) = store.tiers(origin);
+        let parts = manifest.disks.iter().zip(images).zip(layout.images);
+        let disks = parts.map(|((disk, (geometry, _)), roots)| {
+            Arc::new(Image::new(disk.name.to_string(), geometry, roots, tiers.clone()))
+        });
+        let disks = disks.collect();
+        let head_bytes = link_bytes + (manifest_bytes.len() + layout_bytes.len()) as u64;
+        Ok(Self { link, version, manifest, disks, origin, head_bytes })
+    }
+
+    /// What the link said when the package was opened.
+    #[must_use]
+    pub const fn link(&self) -> &Link {
+        &self.link
+    }
+
+    /// The version that was opened.
+    #[must_use]
+    pub const fn version(&self) -> &Version {
+        &self.version
+    }
+
+    /// The version's manifest.
+    #[must_use]
+    pub const fn manifest(&self) -> &Manifest {
+        &self.manifest
+    }
+
+    /// The disks, in the manifest's order.
+    #[must_use]
+    pub fn disks(&self) -> &[Arc<Image>] {
+        &self.disks
+    }
+
+    /// The disk of this name.
+    #[must_use]
+    pub fn disk(&self, name: &str) -> Option<&Arc<Image>> {
+        self.disks.iter().find(|disk| disk.name() == name)
+    }
+
+    /// Requests for ranges of packs so far.
+    #[must_use]
+    pub fn origin_requests(&self) -> u64 {
+        self.origin.requests()
+    }
+
+    /// Bytes of bodies that came from the origin so far: link, manifest, layout and ranges of packs.
+    #[must_use]
+    pub fn origin_bytes(&self) -> u64 {
+        self.head_bytes + self.origin.bytes()
+    }
+}
+
+/// Reads the link and finds the origin of its repository; also gives the link's place to be shown, and its bytes.
+async fn read_link(store: &Store, location: &Location) -> Result<(Envelope, Arc<dyn Origin>, String, u64), Error> {
+    let url = match &location.place {
+        Place::Url(url) => url.clone(),
+        Place::Path(path) => {
+            let (dir, name) = split(path)?;
+            let local = DirOrigin::new(dir);
+            let bytes = local.object(&name, LINK_BYTES_MAX).await?;
+            let envelope = decode(&bytes, &local.locate(&name))?;
+            let Some(repository) = envelope.link.repositories.first() else {
+                return Ok((envelope, Arc::new(local), path.display().to_string(), bytes.len() as u64));
+            };
+            // A link file that was handed on is only a pointer: the canonical one knows the current version.
+            let url = repository.join(&link_path(&envelope.link.name));
+            url.map_err(|error| Error::network(repository.as_str(), error))?
+        }
+    };
+    let bytes = fetch_link(store, &url).await?;
+    let envelope = decode(&bytes, &shown(&url))?;
+    let base = match envelope.link.repositories.first() {
+        Some(repository) => repository.clone(),
+        None => url.join(".").map_err(|error| Error::network(url.as_str(), error))?,
+    };
+    let origin = Arc::new(HttpOrigin::new(store.client().clone(), base));
+    Ok((envelope, origin, shown(&url), bytes.len() as u64))
+}
+
+async fn fetch_link(store: &Store, url: &Url) -> Result<Bytes, Error> {
+    let mut retry = Retry::for_as_long_as(store.retry_for());
+    loop {
+        match store.client().whole(url, LINK_BYTES_MAX).await {
+            Err(error) if error.is_transient() && retry.pause().await => {}
+            result => return result,
+        }
+    }
+}
+
+/// Reads an immutable object and compares its digest.
+async fn verified(
+    store: &Store,
+    origin: &dyn Origin,
+    path: &str,
+    max_bytes: u64,
+    expected: Digest,
+) -> Result<Bytes, Error> {
+    let mut retry = Retry::for_as_long_as(store.retry_for());
+    let mut damaged = 0;
+    loop {
+        let result = origin.object(path, max_bytes).await.and_then(|bytes| {
+            let right = Digest::of(&bytes) == expected;
+            if right { Ok(bytes) } else { Err(Error::Digest { object: origin.locate(path), expected }) }
+        });
+        let Err(error) = result else { return result };
+        damaged += u32::from(error.is_damage());
+        let again = error.is_transient() || (error.is_damage() && damaged < crate::limits::DAMAGED_TRIES_MAX);
+        if !again || !retry.pause().await {
+            return Err(error);
+        }
+    }
+}
+
+fn decode(bytes: &[u8], object: &str) -> Result<Envelope, Error> {
+    Envelope::decode(bytes).map_err(|source| Error::Link { object: object.to_owned(), source })
+}
+
+fn split(path: &Path) -> Result<(&Path, String), Error> {
+    let name = path.file_name().and_then(|name| name.to_str());
+    let wrong = || Error::Location { text: path.display().to_string(), reason: "it is no path to a link file".into() };
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    Ok((parent, name.ok_or_else(wrong)?.to_owned()))
+}

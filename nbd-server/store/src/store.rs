@@ -1,0 +1,93 @@
+//! The store: the caches and connections that all packages of a process share.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::cache::{DiskCache, DiskTier, MemoryCache, MemoryTier, SingleFlight};
+use crate::image::Tiers;
+use crate::limits::RETRY_FOR;
+use crate::origin::{HttpClient, Origin, OriginTier};
+use crate::tier::Tier;
+use crate::{Error, Location, Package};
+
+/// How a store is to be set up.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Bytes of plain chunks in the memory tier.
+    pub memory_bytes: u64,
+    /// The directory of the disk tier and its bytes; nothing for none.
+    pub disk: Option<(PathBuf, u64)>,
+    /// How long a read is tried again when the origin fails.
+    pub retry_for: Duration,
+}
+
+/// Caches and connections.
+#[derive(Debug, Clone)]
+pub struct Store {
+    client: HttpClient,
+    memory: Arc<MemoryCache>,
+    disk: Option<Arc<DiskCache>>,
+    retry_for: Duration,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { memory_bytes: 512 << 20, disk: None, retry_for: RETRY_FOR }
+    }
+}
+
+impl Store {
+    /// Opens the caches; opens no connection yet.
+    ///
+    /// # Errors
+    /// [`Error::Cache`] when the cache directory cannot be used.
+    pub fn open(options: Options) -> Result<Self, Error> {
+        let disk = match options.disk {
+            Some((dir, bytes)) => Some(Arc::new(DiskCache::open(&dir, bytes)?)),
+            None => None,
+        };
+        let memory = Arc::new(MemoryCache::new(options.memory_bytes));
+        Ok(Self { client: HttpClient::new()?, memory, disk, retry_for: options.retry_for })
+    }
+
+    /// Opens the package that a link names.
+    ///
+    /// # Errors
+    /// [`Error`] when link, manifest or layout cannot be had or are not what their digests say.
+    pub async fn package(&self, location: &Location) -> Result<Package, Error> {
+        Package::open(self, location).await
+    }
+
+    /// The memory tier's cache.
+    #[must_use]
+    pub fn memory(&self) -> &MemoryCache {
+        &self.memory
+    }
+
+    /// The disk tier's cache, if there is one.
+    #[must_use]
+    pub fn disk(&self) -> Option<&DiskCache> {
+        self.disk.as_deref()
+    }
+
+    pub(crate) const fn client(&self) -> &HttpClient {
+        &self.client
+    }
+
+    pub(crate) const fn retry_for(&self) -> Duration {
+        self.retry_for
+    }
+
+    /// Puts the tiers before an origin: single flight, memory, disk, origin.
+    pub(crate) fn tiers(&self, origin: Arc<dyn Origin>) -> (Tiers, Arc<OriginTier>) {
+        let last = Arc::new(OriginTier::new(origin, self.retry_for));
+        let mut chain: Arc<dyn Tier> = Arc::<OriginTier>::clone(&last);
+        if let Some(disk) = &self.disk {
+            chain = Arc::new(DiskTier::new(Arc::clone(disk), chain));
+        }
+        chain = Arc::new(MemoryTier::new(Arc::clone(&self.memory), chain));
+        chain = Arc::new(SingleFlight::new(chain));
+        (Tiers { memory: Arc::clone(&self.memory), chain }, last)
+    }
+}
