@@ -161,7 +161,8 @@ impl Told for Error {
         Some(match self {
             Self::Network { .. } => "check the network and that the web server runs, then try again".into(),
             Self::Refused { status, .. } if status.starts_with("404") => {
-                "check the link for typing errors; if it is right, the repository is incomplete: tell its publisher".into()
+                "check the link for typing errors; if it is right, the repository is incomplete: tell its publisher"
+                    .into()
             }
             Self::Digest { .. } | Self::Frame { .. } | Self::Tree { .. } => {
                 "the repository is damaged: tell its publisher, who can run `vmnetx-pack verify`".into()

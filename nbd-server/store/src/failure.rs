@@ -41,12 +41,23 @@ impl Class {
             Self::Host => 6,
         }
     }
+
+    /// The class of an error of the system on a file that the user named.
+    #[must_use]
+    pub fn of_io(error: &std::io::Error) -> Self {
+        use std::io::ErrorKind as Kind;
+        match error.kind() {
+            Kind::PermissionDenied | Kind::StorageFull | Kind::ReadOnlyFilesystem | Kind::QuotaExceeded => Self::Host,
+            Kind::FileTooLarge | Kind::OutOfMemory => Self::Host,
+            _ => Self::Failure,
+        }
+    }
 }
 
-/// The text for an error: its message, those of its causes, and on a second line the hint.
+/// An error's message with those of its causes.
 #[must_use]
-pub fn tell(error: &dyn Told) -> String {
-    let mut text = format!("error: {error}");
+pub fn describe(error: &dyn Error) -> String {
+    let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(inner) = cause {
         let message = inner.to_string();
@@ -56,6 +67,13 @@ pub fn tell(error: &dyn Told) -> String {
         }
         cause = inner.source();
     }
+    text
+}
+
+/// What a program says when it ends with an error: the message with its causes, and on a second line the hint.
+#[must_use]
+pub fn tell(error: &dyn Told) -> String {
+    let mut text = format!("error: {}", describe(error));
     if let Some(hint) = error.hint() {
         let _ = write!(text, "\nhint: {hint}");
     }

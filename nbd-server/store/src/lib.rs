@@ -12,6 +12,7 @@ pub mod dir;
 pub mod failure;
 pub mod limits;
 pub mod origin;
+pub mod size;
 pub mod tier;
 
 pub use cache::{DiskCache, DiskTier, MemoryCache, MemoryTier, SingleFlight};

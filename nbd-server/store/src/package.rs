@@ -6,9 +6,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use url::Url;
 use vmnetx_format::limits::LINK_BYTES_MAX;
-use vmnetx_format::{
-    Digest, Envelope, LayoutObject, Link, Manifest, Version, layout_path, link_path, manifest_path,
-};
+use vmnetx_format::{Digest, Envelope, LayoutObject, Link, Manifest, Version, layout_path, link_path, manifest_path};
 
 use crate::location::{Location, Place};
 use crate::origin::{DirOrigin, HttpOrigin, Origin, OriginTier, Retry, shown};
@@ -33,7 +31,7 @@ impl Package {
             None => link.current.clone(),
             Some(wanted) => {
                 let version = link.version(wanted).cloned();
-                version.ok_or_else(|| Error::NoVersion { link: shown, version: *wanted })?
+                version.ok_or(Error::NoVersion { link: shown, version: *wanted })?
             }
         };
         let (manifest_path, layout_path) = (manifest_path(&version.manifest), layout_path(&version.layout));
@@ -42,8 +40,7 @@ impl Package {
             verified(store, &*origin, &layout_path, version.layout_bytes, version.layout),
         )?;
         let at = || origin.locate(&manifest_path);
-        let manifest =
-            Manifest::decode(&manifest_bytes).map_err(|source| Error::Manifest { object: at(), source })?;
+        let manifest = Manifest::decode(&manifest_bytes).map_err(|source| Error::Manifest { object: at(), source })?;
         let images = manifest.images().map_err(|source| Error::Manifest { object: at(), source })?;
         let layout = LayoutObject::decode(&layout_bytes, &images)
             .map_err(|source| Error::Tree { image: link.name.to_string(), source })?;

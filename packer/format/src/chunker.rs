@@ -76,7 +76,8 @@ impl Chunker {
     /// # Errors
     /// [`ChunkerError::Parameters`] when they contradict each other.
     pub const fn new(min_blocks: u32, cut_blocks: u32, max_blocks: u32) -> Result<Self, ChunkerError> {
-        if min_blocks == 0 || min_blocks > max_blocks || max_blocks > CHUNK_BLOCKS_MAX || !cut_blocks.is_power_of_two() {
+        if min_blocks == 0 || min_blocks > max_blocks || max_blocks > CHUNK_BLOCKS_MAX || !cut_blocks.is_power_of_two()
+        {
             return Err(ChunkerError::Parameters { min_blocks, cut_blocks, max_blocks });
         }
         Ok(Self { min_blocks, cut_blocks, max_blocks })
@@ -171,7 +172,8 @@ mod tests {
         let seeds: Vec<u8> = (0..400_u32).map(|i| (i * 7 % 251 + 1) as u8).collect();
         let plain = image(&seeds);
         let shifted = image(&[&[9, 17, 33], &seeds[..]].concat());
-        let ends = |runs: Vec<Run>, by: u32| -> Vec<u32> { runs.iter().map(|r| r.first_block + r.blocks - by).collect() };
+        let ends =
+            |runs: Vec<Run>, by: u32| -> Vec<u32> { runs.iter().map(|r| r.first_block + r.blocks - by).collect() };
         let mut old = ends(Chunker::DISK.cut(&plain), 0);
         let new = ends(Chunker::DISK.cut(&shifted), 3);
         old.retain(|end| !new.contains(end));

@@ -76,7 +76,8 @@ pub fn decode_frame(stored: &[u8], plain_len: u32) -> Result<Vec<u8>, FrameError
     if stored.len() == plain_len as usize {
         return Ok(stored.to_vec());
     }
-    let plain = zstd::bulk::decompress(stored, plain_len as usize).map_err(|error| FrameError::Zstd(error.to_string()))?;
+    let plain =
+        zstd::bulk::decompress(stored, plain_len as usize).map_err(|error| FrameError::Zstd(error.to_string()))?;
     if plain.len() != plain_len as usize {
         return Err(FrameError::Length { expected: plain_len, actual: plain.len() });
     }

@@ -136,11 +136,8 @@ impl PackBuilder {
     pub fn finish(mut self) -> std::io::Result<(Vec<u8>, Digest)> {
         let plain = Catalogue { entries: self.entries }.encode();
         let mut footer = Compressor::new(CATALOGUE_LEVEL)?.encode(&plain)?;
-        let trailer = Trailer {
-            stored_len: footer.len() as u32,
-            plain_len: plain.len() as u32,
-            digest: Digest::of(&plain),
-        };
+        let trailer =
+            Trailer { stored_len: footer.len() as u32, plain_len: plain.len() as u32, digest: Digest::of(&plain) };
         footer.extend(trailer.encode());
         self.hasher.update(&footer);
         Ok((footer, self.hasher.digest()))

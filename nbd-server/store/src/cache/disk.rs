@@ -66,7 +66,8 @@ impl DiskCache {
         let cannot = |reason: String| Error::Cache { dir: dir.display().to_string(), reason };
         let io = |error: std::io::Error| cannot(error.to_string());
         std::fs::create_dir_all(dir).map_err(io)?;
-        let lock = std::fs::File::options().create(true).truncate(false).write(true).open(dir.join("lock")).map_err(io)?;
+        let lock =
+            std::fs::File::options().create(true).truncate(false).write(true).open(dir.join("lock")).map_err(io)?;
         flock(&lock, FlockOperation::NonBlockingLockExclusive)
             .map_err(|_| cannot("another process uses it; give this one a --cache-dir of its own".to_owned()))?;
         let mut state = State::default();
@@ -99,9 +100,9 @@ impl DiskCache {
         let slot = self.shared.lock().index.get(digest).cloned()?;
         let locate = || slot.segment.path().display().to_string();
         let found = slot.segment.read(slot.offset, slot.stored_len).map_err(|error| Error::local(locate(), error));
-        let found = found.map(Bytes::from).and_then(|stored| {
-            Ok((open_frame(&stored, slot.plain_len, digest, locate)?, stored))
-        });
+        let found = found
+            .map(Bytes::from)
+            .and_then(|stored| Ok((open_frame(&stored, slot.plain_len, digest, locate)?, stored)));
         match found {
             Ok(found) => Some(found),
             Err(error) => {

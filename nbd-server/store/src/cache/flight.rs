@@ -71,7 +71,11 @@ impl Tier for SingleFlight {
                     Entry::Vacant(entry) => {
                         let (landing, waiter) = watch::channel(None);
                         entry.insert(waiter.clone());
-                        flights.push(Some(Flight { digest: frame.digest, landing, flights: Arc::clone(&self.flights) }));
+                        flights.push(Some(Flight {
+                            digest: frame.digest,
+                            landing,
+                            flights: Arc::clone(&self.flights),
+                        }));
                         own.push(frame);
                         waiter
                     }

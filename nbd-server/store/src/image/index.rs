@@ -3,7 +3,9 @@
 use std::sync::Arc;
 
 use vmnetx_format::limits::{INNER_FANOUT, SMALL_INDEX_BYTES_MAX};
-use vmnetx_format::{ContentInner, ContentLeaf, Digest, Geometry, LayoutInner, LayoutLeaf, LeafChunk, NodePlace, Roots, TreeError};
+use vmnetx_format::{
+    ContentInner, ContentLeaf, Digest, Geometry, LayoutInner, LayoutLeaf, LeafChunk, NodePlace, Roots, TreeError,
+};
 
 use crate::limits::LEAVES_BYTES_MAX;
 use crate::tier::{Tier, Wanted, Why};
@@ -180,7 +182,8 @@ impl Inner {
         while let Some(arrival) = arrivals.next().await {
             let found = arrival.result?;
             self.counters.node(&found);
-            let (Some(pair), Some(&number)) = (halves.get_mut(arrival.index / 2), numbers.get(arrival.index / 2)) else {
+            let (Some(pair), Some(&number)) = (halves.get_mut(arrival.index / 2), numbers.get(arrival.index / 2))
+            else {
                 continue;
             };
             pair[arrival.index % 2] = Some(found.plain);

@@ -29,7 +29,8 @@ impl ReadAhead {
     /// Takes note of a read from `at` to `stop` and says which range behind it is worth fetching along. Nothing, unless
     /// the read `missed` chunks: hits do not cause requests of their own.
     pub(super) fn window(&mut self, at: u64, stop: u64, missed: bool) -> Range<u64> {
-        let near = |stream: &Stream| at.abs_diff(stream.end) <= NEAR_BYTES || (at >= stream.end && at <= stream.fetched);
+        let near =
+            |stream: &Stream| at.abs_diff(stream.end) <= NEAR_BYTES || (at >= stream.end && at <= stream.fetched);
         let known = self.streams.iter().rposition(near).and_then(|position| self.streams.remove(position));
         let mut stream = match known {
             Some(stream) => Stream { end: stop.max(stream.end), ..stream },

@@ -17,6 +17,7 @@ use url::Url;
 
 use super::{Body, Origin, Promise, shown};
 use crate::Error;
+use crate::failure::describe;
 use crate::limits::{
     CONNECT_TIMEOUT, IDLE_CONNECTION, ORIGIN_REQUESTS_MAX, REDIRECTS_MAX, RESPONSE_TIMEOUT, SKIPPED_BYTES_MAX,
     STALL_TIMEOUT,
@@ -81,7 +82,7 @@ impl HttpClient {
         let limit = CONNECT_TIMEOUT + RESPONSE_TIMEOUT;
         match timeout(limit, self.0.request(request)).await {
             Ok(Ok(response)) => Ok(response),
-            Ok(Err(error)) => Err(Error::network(&object, chain(&error))),
+            Ok(Err(error)) => Err(Error::network(&object, describe(&error))),
             Err(_) => Err(Error::network(&object, format_args!("no answer within {} s", limit.as_secs()))),
         }
     }
@@ -109,7 +110,10 @@ impl HttpClient {
         let skip = if response.status() == StatusCode::OK {
             // The server ignores Range and sends everything: what comes before the range is passed over.
             if range.start > SKIPPED_BYTES_MAX {
-                return Err(refused(url, "200 OK to a request for a range: the server does not support Range requests"));
+                return Err(refused(
+                    url,
+                    "200 OK to a request for a range: the server does not support Range requests",
+                ));
             }
             range.start
         } else {
@@ -184,7 +188,7 @@ async fn next_piece(body: &mut Incoming, object: &str) -> Option<Result<Bytes, E
                 Ok(piece) => return Some(Ok(piece)),
                 Err(_trailers) => {}
             },
-            Ok(Some(Err(error))) => return Some(Err(Error::network(object, chain(&error)))),
+            Ok(Some(Err(error))) => return Some(Err(Error::network(object, describe(&error)))),
             Err(_) => {
                 let reason = format!("the response stalled for {} s", STALL_TIMEOUT.as_secs());
                 return Some(Err(Error::network(object, reason)));
@@ -210,7 +214,8 @@ fn check_status(url: &Url, response: &Response<Incoming>, good: &[StatusCode]) -
 /// A 206 must carry the range that was asked for, or bytes would be taken for others and only fail their digests.
 fn check_content_range(response: &Response<Incoming>, range: &Range<u64>) -> Result<(), String> {
     let header = response.headers().get(CONTENT_RANGE).and_then(|value| value.to_str().ok()).unwrap_or_default();
-    let start = header.strip_prefix("bytes ").and_then(|rest| rest.split('-').next()).and_then(|text| text.parse().ok());
+    let start =
+        header.strip_prefix("bytes ").and_then(|rest| rest.split('-').next()).and_then(|text| text.parse().ok());
     if start == Some(range.start) {
         return Ok(());
     }
@@ -228,15 +233,4 @@ fn redirected(url: &Url, response: &Response<Incoming>) -> Result<Url, Error> {
 
 fn refused(url: &Url, status: impl ToString) -> Error {
     Error::Refused { object: shown(url), status: status.to_string() }
-}
-
-/// An error with its causes: hyper's own message says only that something failed.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(inner) = cause {
-        text = format!("{text}: {inner}");
-        cause = inner.source();
-    }
-    text
 }

@@ -1,0 +1,129 @@
+//! `serve`: offers a package's disks until it is stopped.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+use vmnetx_store::size::parse_size_bytes;
+use vmnetx_store::{Location, Options, Package, Store};
+
+use super::say;
+use crate::{Error, Export, Exports, Listener, Stats, serve, serve_control};
+
+/// Serve the disks of the package that LINK names, until interrupted.
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// An http(s) or vmnetx+http(s) URL, or a path to a link file; #b3=DIGEST asks for one version.
+    link: Location,
+    /// Listen on this Unix socket.
+    #[arg(long, value_name = "PATH", required_unless_present = "listen", conflicts_with = "listen")]
+    socket: Option<PathBuf>,
+    /// Listen on this TCP address. Whoever reaches it can read the disks.
+    #[arg(long, value_name = "HOST:PORT")]
+    listen: Option<String>,
+    /// Serve this disk alone. Without it every disk is served, and the first one is also the default export.
+    #[arg(long, value_name = "NAME")]
+    export: Option<String>,
+    /// Keep fetched chunks in this directory, for the next time.
+    #[arg(long, value_name = "DIR")]
+    cache_dir: Option<PathBuf>,
+    /// Bytes of chunks to keep in the cache directory.
+    #[arg(long, value_name = "SIZE", default_value = "10G", value_parser = parse_size_bytes)]
+    disk_cache: u64,
+    /// Bytes of chunks to keep in memory.
+    #[arg(long, value_name = "SIZE", default_value = "512M", value_parser = parse_size_bytes)]
+    memory_cache: u64,
+    /// Seconds for which a read is tried again when the origin fails.
+    #[arg(long, value_name = "SECONDS", default_value_t = vmnetx_store::limits::RETRY_FOR.as_secs())]
+    retry_for: u64,
+    /// Answer `vmnetx-nbd stats` on this Unix socket.
+    #[arg(long, value_name = "PATH")]
+    control: Option<PathBuf>,
+}
+
+pub(super) async fn run(args: Args) -> Result<(), Error> {
+    let shutdown = shutdown_on_signal()?;
+    let listener = match (&args.socket, &args.listen) {
+        (Some(path), _) => Listener::unix(path)?,
+        (None, address) => Listener::tcp(address.as_deref().unwrap_or_default()).await?,
+    };
+    let control = args.control.as_deref().map(Listener::unix).transpose()?;
+    if listener.tcp_address().is_some_and(|address| !address.ip().is_loopback()) {
+        tracing::warn!("whoever reaches this address can read the disks: there is no encryption and no password");
+    }
+    let store = Store::open(Options {
+        memory_bytes: args.memory_cache,
+        disk: args.cache_dir.map(|dir| (dir, args.disk_cache)),
+        retry_for: Duration::from_secs(args.retry_for),
+    })?;
+    let package = tokio::select! {
+        package = store.package(&args.link) => Arc::new(package?),
+        () = shutdown.cancelled() => return Ok(()),
+    };
+    let exports = exports(&package, args.export.as_deref())?;
+    for export in exports.all() {
+        let stats = export.stats();
+        say(&format!("serving {} ({} bytes) at {}", stats.name, stats.size_bytes, listener.uri(&stats.name)));
+    }
+    let control = control.map(|control| {
+        let serving = serve_control(control, store.clone(), Arc::clone(&package), exports.clone(), shutdown.clone());
+        tokio::spawn(serving)
+    });
+    serve(listener, exports.clone(), shutdown).await;
+    if let Some(control) = control {
+        // Ends with the same token; its socket's file goes with it.
+        let _ = control.await;
+    }
+    log_stats(&Stats::now(&store, &package, &exports));
+    Ok(())
+}
+
+fn exports(package: &Package, only: Option<&str>) -> Result<Exports, Error> {
+    let exports = Exports::new();
+    let title = package.link().title.as_ref().map_or_else(|| package.link().name.to_string(), ToString::to_string);
+    let disks = package.disks().iter().filter(|disk| only.is_none_or(|name| name == disk.name()));
+    for disk in disks {
+        disk.warm_index();
+        exports.add(Export::new(disk.name(), title.clone(), Arc::clone(disk)));
+    }
+    if let (Some(name), true) = (only, exports.all().is_empty()) {
+        let known = package.disks().iter().map(|disk| disk.name()).collect::<Vec<_>>().join(", ");
+        return Err(Error::NoDisk { name: name.to_owned(), known });
+    }
+    Ok(exports)
+}
+
+fn shutdown_on_signal() -> Result<CancellationToken, Error> {
+    let token = CancellationToken::new();
+    for kind in [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup()] {
+        let mut arrivals = signal(kind).map_err(Error::Runtime)?;
+        let token = token.clone();
+        tokio::spawn(async move {
+            arrivals.recv().await;
+            token.cancel();
+        });
+    }
+    Ok(token)
+}
+
+fn log_stats(stats: &Stats) {
+    for export in &stats.exports {
+        let counts = &export.counts;
+        tracing::info!(
+            export = export.name,
+            connections = export.connections,
+            requests = export.requests,
+            failed = export.failed,
+            read_bytes = counts.read_bytes,
+            memory_chunks = counts.memory_chunks,
+            disk_chunks = counts.disk_chunks,
+            origin_chunks = counts.origin_chunks,
+            read_ahead_chunks = counts.read_ahead_chunks,
+            origin_bytes = counts.origin_bytes,
+            "served"
+        );
+    }
+    tracing::info!(requests = stats.origin_requests, bytes = stats.origin_bytes, "origin");
+}

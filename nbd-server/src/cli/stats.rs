@@ -1,0 +1,49 @@
+//! `stats`: asks a running server for its counts.
+
+use std::path::PathBuf;
+
+use super::put;
+use crate::{Error, Stats};
+
+/// Show what a running server has done.
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// The control socket of the server.
+    #[arg(long, value_name = "PATH")]
+    control: PathBuf,
+    /// Print one JSON object.
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) async fn run(args: Args) -> Result<(), Error> {
+    let stats = Stats::ask(&args.control).await?;
+    if args.json {
+        // A structure of numbers and text always serialises.
+        put(&serde_json::to_string(&stats).unwrap_or_default());
+        return Ok(());
+    }
+    put(&format!("package {} version {}", stats.package, stats.version));
+    put(&format!("origin {} requests, {} bytes", stats.origin_requests, stats.origin_bytes));
+    put(&format!("memory tier {} bytes, disk tier {} bytes", stats.memory_bytes, stats.disk_bytes));
+    for export in &stats.exports {
+        let counts = &export.counts;
+        put(&format!(
+            "{}: {} connections, {} requests ({} answered at once, {} refused, {} failed), {} bytes read; chunks: {} \
+             memory, {} disk, {} origin ({} read ahead, {} bytes)",
+            export.name,
+            export.connections,
+            export.requests,
+            export.inline_reads,
+            export.refused,
+            export.failed,
+            counts.read_bytes,
+            counts.memory_chunks,
+            counts.disk_chunks,
+            counts.origin_chunks,
+            counts.read_ahead_chunks,
+            counts.origin_bytes,
+        ));
+    }
+    Ok(())
+}

@@ -1,0 +1,47 @@
+//! Accepts connections and gives each a session, until it is told to stop.
+
+use std::sync::Arc;
+
+use tokio::sync::Semaphore;
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::limits::{ACCEPT_PAUSE, CONNECTIONS_MAX, DRAIN_TIMEOUT};
+use crate::{Exports, Listener, session};
+
+/// Serves `exports` on `listener` until `shutdown` is cancelled; requests under way are then answered, for a while.
+pub async fn serve(listener: Listener, exports: Exports, shutdown: CancellationToken) {
+    let slots = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    let sessions = TaskTracker::new();
+    loop {
+        let accepted = tokio::select! {
+            () = shutdown.cancelled() => break,
+            // The semaphore is never closed.
+            Ok(slot) = Arc::clone(&slots).acquire_owned() => tokio::select! {
+                () = shutdown.cancelled() => break,
+                accepted = listener.accept() => accepted.map(|stream| (stream, slot)),
+            },
+        };
+        match accepted {
+            Ok((stream, slot)) => {
+                let (exports, shutdown) = (exports.clone(), shutdown.clone());
+                sessions.spawn(async move {
+                    if let Err(error) = session::run(stream, &exports, &shutdown).await {
+                        tracing::debug!(%error, "connection ends");
+                    }
+                    drop(slot);
+                });
+            }
+            Err(error) => {
+                tracing::warn!(%error, "cannot accept a connection");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+    drop(listener);
+    sessions.close();
+    if timeout(DRAIN_TIMEOUT, sessions.wait()).await.is_err() {
+        tracing::warn!(connections = sessions.len(), "requests under way are given up");
+    }
+}

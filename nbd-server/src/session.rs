@@ -1,0 +1,291 @@
+//! One client's connection: handshake, then requests, answered at once where the memory tier can and otherwise as their
+//! chunks arrive.
+//!
+//! ```text
+//! handshake -> transmission -> draining -> closed
+//!     |             |             ^
+//!     |             +-- DISC, end of stream, shutdown
+//!     +-- ABORT, violation, deadline -> closed
+//! ```
+//!
+//! One task reads, answers hits and writes; it waits for nothing but the socket. Each miss is a task of its own, so that
+//! hits overtake misses and misses each other; the client tells replies apart by their cookies.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use bytes::BytesMut;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::task::{JoinError, JoinSet};
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+use vmnetx_nbd_proto::handshake::{Config, Handshake, HandshakeError, Progress, Session as Negotiated};
+use vmnetx_nbd_proto::reply::{self, Extent};
+use vmnetx_nbd_proto::request::{BadRequestMagic, Checked, Geometry, Request, Requests};
+use vmnetx_nbd_proto::wire::{ChunkFlags, Cookie, ErrorCode, StatusFlags};
+use vmnetx_store::failure::{Class, Told, describe};
+use vmnetx_store::{Image, Piece};
+
+use crate::limits::{EXTENTS_MAX, HANDSHAKE_TIMEOUT, IN_FLIGHT_BYTES_MAX, IN_FLIGHT_MAX, INPUT_BYTES, OUTPUT_BYTES};
+use crate::listener::Stream;
+use crate::output::Output;
+use crate::{Export, Exports};
+
+/// Why a connection ended otherwise than by the client's leave.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum SessionError {
+    #[error("the handshake took longer than {} s", HANDSHAKE_TIMEOUT.as_secs())]
+    Slow,
+    #[error(transparent)]
+    Handshake(#[from] HandshakeError),
+    #[error(transparent)]
+    Request(#[from] BadRequestMagic),
+    #[error("the socket failed: {0}")]
+    Socket(#[from] io::Error),
+    #[error("a request was lost: {0}")]
+    Lost(#[from] JoinError),
+}
+
+/// Serves one connection to its end.
+pub(crate) async fn run(
+    mut stream: Box<dyn Stream>,
+    exports: &Exports,
+    shutdown: &CancellationToken,
+) -> Result<(), SessionError> {
+    let mut input = BytesMut::with_capacity(INPUT_BYTES);
+    let negotiated = tokio::select! {
+        () = shutdown.cancelled() => return Ok(()),
+        result = timeout(HANDSHAKE_TIMEOUT, negotiate(&mut stream, exports, &mut input)) => {
+            match result.map_err(|_| SessionError::Slow)?? {
+                Some(negotiated) => negotiated,
+                None => return Ok(()),
+            }
+        }
+    };
+    Session::new(negotiated).run(stream, input, shutdown).await
+}
+
+async fn negotiate(
+    stream: &mut Box<dyn Stream>,
+    exports: &Exports,
+    input: &mut BytesMut,
+) -> Result<Option<Negotiated<Arc<Export>>>, SessionError> {
+    let mut handshake = Handshake::new(Config::default());
+    let mut output = BytesMut::new();
+    loop {
+        let progress = handshake.advance(input, exports, &mut output);
+        stream.write_all_buf(&mut output).await?;
+        match progress {
+            Progress::Continue => {}
+            Progress::NeedInput => {
+                if stream.read_buf(input).await? == 0 {
+                    return Ok(None);
+                }
+            }
+            Progress::Transmission(session) => return Ok(Some(session)),
+            Progress::Refused(error) => return Err(error.into()),
+            // TLS is not offered, so it is not started.
+            Progress::Aborted | Progress::StartTls => return Ok(None),
+        }
+    }
+}
+
+/// The transmission phase of a connection.
+struct Session {
+    export: Arc<Export>,
+    geometry: Geometry,
+    structured: bool,
+    /// The id under which `base:allocation` was selected.
+    allocation: Option<u32>,
+    output: Output,
+    pieces: Vec<Piece>,
+    misses: JoinSet<Answer>,
+    in_flight_bytes: u64,
+}
+
+/// What a miss ends with.
+struct Answer {
+    cookie: Cookie,
+    offset: u64,
+    length: u32,
+    result: Result<Payload, vmnetx_store::Error>,
+}
+
+enum Payload {
+    Read { pieces: Vec<Piece>, whole: bool },
+    Status(Vec<vmnetx_store::Extent>),
+}
+
+impl Session {
+    fn new(negotiated: Negotiated<Arc<Export>>) -> Self {
+        let geometry = negotiated.geometry();
+        negotiated.handle.counters.connections.fetch_add(1, Ordering::Relaxed);
+        Self {
+            geometry,
+            structured: negotiated.structured,
+            allocation: negotiated.contexts.first().map(|context| context.id),
+            export: negotiated.handle,
+            output: Output::default(),
+            pieces: Vec::new(),
+            misses: JoinSet::new(),
+            in_flight_bytes: 0,
+        }
+    }
+
+    async fn run(
+        mut self,
+        mut stream: Box<dyn Stream>,
+        mut input: BytesMut,
+        shutdown: &CancellationToken,
+    ) -> Result<(), SessionError> {
+        let mut requests = Requests::new();
+        let mut open = true;
+        loop {
+            while open && self.has_room() {
+                match requests.next(&mut input)? {
+                    Some(request) => open = self.take(&request),
+                    None => break,
+                }
+            }
+            while let Some(answer) = self.misses.try_join_next() {
+                self.finish(answer?);
+            }
+            let full = self.output.len() >= OUTPUT_BYTES;
+            self.output.write_to(&mut stream).await?;
+            if full {
+                continue;
+            }
+            if !open && self.misses.is_empty() {
+                stream.shutdown().await?;
+                return Ok(());
+            }
+            if input.capacity() - input.len() < INPUT_BYTES / 2 {
+                input.reserve(INPUT_BYTES);
+            }
+            tokio::select! {
+                read = stream.read_buf(&mut input), if open && self.may_read() => open = read? > 0,
+                Some(answer) = self.misses.join_next() => self.finish(answer?),
+                () = shutdown.cancelled(), if open => open = false,
+            }
+        }
+    }
+
+    /// Whether another request may be taken up before something is written or arrives.
+    fn has_room(&self) -> bool {
+        self.may_read() && self.output.len() < OUTPUT_BYTES
+    }
+
+    fn may_read(&self) -> bool {
+        self.misses.len() < IN_FLIGHT_MAX && self.in_flight_bytes < IN_FLIGHT_BYTES_MAX
+    }
+
+    /// Answers a request or starts to; false when the client leaves.
+    fn take(&mut self, request: &Request) -> bool {
+        let counters = &self.export.counters;
+        counters.requests.fetch_add(1, Ordering::Relaxed);
+        let cookie = request.cookie;
+        match request.check(&self.geometry) {
+            Err(refusal) => {
+                counters.refused.fetch_add(1, Ordering::Relaxed);
+                self.fail(cookie, refusal.error(), &refusal.to_string());
+            }
+            Ok(Checked::Read { offset, length, whole }) => self.read(cookie, offset, length, whole),
+            Ok(Checked::BlockStatus { offset, length, one_extent }) => self.status(cookie, offset, length, one_extent),
+            Ok(Checked::Flush) => self.succeed(cookie),
+            Ok(Checked::Disconnect) => return false,
+            // Neither advertised nor, on a read-only export, let through by the check.
+            Ok(Checked::Cache { .. } | Checked::Write { .. } | Checked::Trim { .. } | Checked::WriteZeroes { .. }) => {
+                self.fail(cookie, ErrorCode::INVAL, "this export does not take this command");
+            }
+        }
+        true
+    }
+
+    fn read(&mut self, cookie: Cookie, offset: u64, length: u32, whole: bool) {
+        let image = self.export.image();
+        if image.read_now(offset, length.into(), &mut self.pieces) {
+            self.export.counters.inline.fetch_add(1, Ordering::Relaxed);
+            let mut pieces = std::mem::take(&mut self.pieces);
+            self.reply_read(cookie, offset, &mut pieces, whole);
+            self.pieces = pieces;
+            return;
+        }
+        self.miss(cookie, offset, length, move |image| async move {
+            let pieces = image.read(offset, length.into()).await?;
+            Ok(Payload::Read { pieces, whole })
+        });
+    }
+
+    fn status(&mut self, cookie: Cookie, offset: u64, length: u32, one_extent: bool) {
+        let extents_max = if one_extent { 1 } else { EXTENTS_MAX };
+        self.miss(cookie, offset, length, move |image| async move {
+            image.extents(offset, length.into(), extents_max).await.map(Payload::Status)
+        });
+    }
+
+    fn miss<F>(&mut self, cookie: Cookie, offset: u64, length: u32, work: impl FnOnce(Arc<Image>) -> F)
+    where
+        F: Future<Output = Result<Payload, vmnetx_store::Error>> + Send + 'static,
+    {
+        let work = work(Arc::clone(self.export.image()));
+        self.in_flight_bytes += u64::from(length);
+        self.misses.spawn(async move { Answer { cookie, offset, length, result: work.await } });
+    }
+
+    /// Puts a miss's answer into the output.
+    fn finish(&mut self, Answer { cookie, offset, length, result }: Answer) {
+        self.in_flight_bytes -= u64::from(length);
+        match result {
+            Ok(Payload::Read { mut pieces, whole }) => self.reply_read(cookie, offset, &mut pieces, whole),
+            Ok(Payload::Status(extents)) => self.reply_status(cookie, &extents),
+            Err(error) => {
+                self.export.counters.failed.fetch_add(1, Ordering::Relaxed);
+                let export = self.export.image().name();
+                tracing::warn!(export, offset, length, error = describe(&error), "request failed");
+                let code = if error.class() == Class::Usage { ErrorCode::INVAL } else { ErrorCode::IO };
+                self.fail(cookie, code, &describe(&error));
+            }
+        }
+    }
+
+    fn reply_read(&mut self, cookie: Cookie, offset: u64, pieces: &mut Vec<Piece>, whole: bool) {
+        if self.structured {
+            self.output.structured_read(cookie, offset, pieces, whole);
+        } else {
+            self.output.simple_read(cookie, pieces);
+        }
+    }
+
+    fn reply_status(&mut self, cookie: Cookie, extents: &[vmnetx_store::Extent]) {
+        let Some(id) = self.allocation else {
+            return self.fail(cookie, ErrorCode::INVAL, "no metadata context was selected");
+        };
+        let describe = |extent: &vmnetx_store::Extent| Extent {
+            // No longer than the request, whose length has 32 bits.
+            length: extent.length as u32,
+            flags: if extent.hole { StatusFlags::HOLE | StatusFlags::ZERO } else { StatusFlags::EMPTY },
+        };
+        let extents: Vec<Extent> = extents.iter().map(describe).collect();
+        if extents.is_empty() {
+            return self.succeed(cookie);
+        }
+        reply::block_status(self.output.header(), cookie, ChunkFlags::DONE, id, &extents);
+    }
+
+    fn succeed(&mut self, cookie: Cookie) {
+        if self.structured {
+            reply::done(self.output.header(), cookie);
+        } else {
+            reply::simple(self.output.header(), cookie, None);
+        }
+    }
+
+    fn fail(&mut self, cookie: Cookie, error: ErrorCode, text: &str) {
+        if self.structured {
+            reply::error(self.output.header(), cookie, ChunkFlags::DONE, error, text);
+        } else {
+            reply::simple(self.output.header(), cookie, Some(error));
+        }
+    }
+}

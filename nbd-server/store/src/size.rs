@@ -1,0 +1,9 @@
+//! Sizes as command lines take them: bytes, or with one of the letters K, M, G and T for powers of 1024.
+
+/// Reads a size; `64K` and `64KiB` are 65536.
+///
+/// # Errors
+/// What is wrong with the text.
+pub fn parse_size_bytes(text: &str) -> Result<u64, parse_size::Error> {
+    parse_size::Config::new().with_binary().parse_size(text)
+}
