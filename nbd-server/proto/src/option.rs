@@ -6,9 +6,7 @@ use crate::cursor::Cursor;
 use crate::handshake::{BlockSize, Listed, MetaContext};
 use crate::limits::MAX_QUERIES;
 use crate::text;
-use crate::wire::{
-    InfoType, OPTION_MAGIC, OPTION_REPLY_MAGIC, OptionCode, OptionReplyType, TransmissionFlags,
-};
+use crate::wire::{InfoType, OPTION_MAGIC, OPTION_REPLY_MAGIC, OptionCode, OptionReplyType, TransmissionFlags};
 
 pub use crate::text::BadString;
 
@@ -52,20 +50,15 @@ impl OptionError {
     /// How a server answers it.
     pub(crate) const fn reply_type(&self) -> OptionReplyType {
         match self {
-            Self::TooManyQueries(_)
-            | Self::BadString {
-                source: BadString::TooLong(_),
-                ..
-            } => OptionReplyType::ERR_TOO_BIG,
+            Self::TooManyQueries(_) | Self::BadString { source: BadString::TooLong(_), .. } => {
+                OptionReplyType::ERR_TOO_BIG
+            }
             _ => OptionReplyType::ERR_INVALID,
         }
     }
 
     const fn bad_name(source: BadString) -> Self {
-        Self::BadString {
-            what: "export name",
-            source,
-        }
+        Self::BadString { what: "export name", source }
     }
 }
 
@@ -90,10 +83,7 @@ impl OptionHeader {
         let (Some(code), Some(length)) = (cursor.u32(), cursor.u32()) else {
             return Ok(None);
         };
-        Ok(Some(Self {
-            code: OptionCode(code),
-            length,
-        }))
+        Ok(Some(Self { code: OptionCode(code), length }))
     }
 
     /// Appends the header.
@@ -133,11 +123,7 @@ impl<'a> InfoRequest<'a> {
     /// Appends the option `code` with this payload.
     pub fn encode(&self, code: OptionCode, output: &mut impl BufMut) {
         let length = 4 + self.export.len() + 2 + 2 * self.infos.len();
-        OptionHeader {
-            code,
-            length: length as u32,
-        }
-        .encode(output);
+        OptionHeader { code, length: length as u32 }.encode(output);
         put_counted(output, self.export);
         output.put_u16(self.infos.len() as u16);
         for info in &self.infos {
@@ -167,10 +153,7 @@ impl<'a> MetaRequest<'a> {
         let mut queries = Vec::new();
         for _ in 0..count {
             let query = counted(&mut cursor)?;
-            queries.push(text::parse(query).map_err(|source| OptionError::BadString {
-                what: "query",
-                source,
-            })?);
+            queries.push(text::parse(query).map_err(|source| OptionError::BadString { what: "query", source })?);
         }
         if !cursor.is_empty() {
             return Err(OptionError::TrailingBytes);
@@ -183,11 +166,7 @@ impl<'a> MetaRequest<'a> {
     pub fn encode(&self, code: OptionCode, output: &mut impl BufMut) {
         let queries: usize = self.queries.iter().map(|query| 4 + query.len()).sum();
         let length = 4 + self.export.len() + 4 + queries;
-        OptionHeader {
-            code,
-            length: length as u32,
-        }
-        .encode(output);
+        OptionHeader { code, length: length as u32 }.encode(output);
         put_counted(output, self.export);
         output.put_u32(self.queries.len() as u32);
         for query in &self.queries {
@@ -216,15 +195,10 @@ impl OptionReplyHeader {
             Some(OPTION_REPLY_MAGIC) => {}
             Some(magic) => return Err(BadMagic(magic)),
         }
-        let (Some(option), Some(kind), Some(length)) = (cursor.u32(), cursor.u32(), cursor.u32())
-        else {
+        let (Some(option), Some(kind), Some(length)) = (cursor.u32(), cursor.u32(), cursor.u32()) else {
             return Ok(None);
         };
-        Ok(Some(Self {
-            option: OptionCode(option),
-            kind: OptionReplyType(kind),
-            length,
-        }))
+        Ok(Some(Self { option: OptionCode(option), kind: OptionReplyType(kind), length }))
     }
 
     fn encode(&self, output: &mut impl BufMut) {
@@ -285,38 +259,23 @@ impl OptionReply {
             OptionReplyType::ACK => Self::Ack,
             OptionReplyType::SERVER => {
                 let name = text::parse(counted(&mut cursor)?).map_err(OptionError::bad_name)?;
-                Self::Server(Listed {
-                    name: name.to_owned(),
-                    description: text::lossy(cursor.rest()),
-                })
+                Self::Server(Listed { name: name.to_owned(), description: text::lossy(cursor.rest()) })
             }
             OptionReplyType::INFO => Self::Info(Info::decode(cursor)?),
             OptionReplyType::META_CONTEXT => {
                 let id = cursor.u32().ok_or(OptionError::Truncated)?;
-                let name = text::parse(cursor.rest()).map_err(|source| OptionError::BadString {
-                    what: "context name",
-                    source,
-                })?;
-                Self::MetaContext(MetaContext {
-                    id,
-                    name: name.to_owned(),
-                })
+                let name = text::parse(cursor.rest())
+                    .map_err(|source| OptionError::BadString { what: "context name", source })?;
+                Self::MetaContext(MetaContext { id, name: name.to_owned() })
             }
-            kind if kind.is_error() => Self::Error {
-                kind,
-                text: text::lossy(payload),
-            },
+            kind if kind.is_error() => Self::Error { kind, text: text::lossy(payload) },
             kind => Self::Unknown(kind),
         })
     }
 
     /// Appends this reply to `option`. Texts for people are cut at the protocol's limit; names must be within it.
     pub fn encode(&self, option: OptionCode, output: &mut impl BufMut) {
-        let header = |kind, length: usize| OptionReplyHeader {
-            option,
-            kind,
-            length: length as u32,
-        };
+        let header = |kind, length: usize| OptionReplyHeader { option, kind, length: length as u32 };
         match self {
             Self::Ack => header(OptionReplyType::ACK, 0).encode(output),
             Self::Server(Listed { name, description }) => {

@@ -8,9 +8,7 @@ use bytes::BufMut;
 use crate::cursor::Cursor;
 use crate::limits::{MAX_CHUNK_PAYLOAD_BYTES, MAX_DATA_CHUNK_BYTES, MAX_EXTENTS, MAX_STRING_BYTES};
 use crate::text;
-use crate::wire::{
-    CHUNK_MAGIC, ChunkFlags, ChunkType, Cookie, ErrorCode, SIMPLE_REPLY_MAGIC, StatusFlags,
-};
+use crate::wire::{CHUNK_MAGIC, ChunkFlags, ChunkType, Cookie, ErrorCode, SIMPLE_REPLY_MAGIC, StatusFlags};
 
 /// Size of a simple reply without the data of a READ.
 pub const SIMPLE_BYTES: usize = 16;
@@ -51,13 +49,7 @@ pub fn done(output: &mut impl BufMut, cookie: Cookie) {
 /// Appends the header of a data chunk; `data_bytes` bytes follow, which were read at `offset`.
 ///
 /// There is no data chunk of length 0, and none above [`MAX_DATA_CHUNK_BYTES`].
-pub fn data_header(
-    output: &mut impl BufMut,
-    cookie: Cookie,
-    flags: ChunkFlags,
-    offset: u64,
-    data_bytes: u32,
-) {
+pub fn data_header(output: &mut impl BufMut, cookie: Cookie, flags: ChunkFlags, offset: u64, data_bytes: u32) {
     debug_assert!((1..=MAX_DATA_CHUNK_BYTES).contains(&data_bytes));
     let mut header = [0; DATA_HEADER_BYTES];
     let (chunk, mut rest) = header.split_at_mut(CHUNK_HEADER_BYTES);
@@ -79,13 +71,7 @@ pub fn hole(output: &mut impl BufMut, cookie: Cookie, flags: ChunkFlags, offset:
 }
 
 /// Appends a chunk that says that the request failed. The text is for people; it is cut at the protocol's limit.
-pub fn error(
-    output: &mut impl BufMut,
-    cookie: Cookie,
-    flags: ChunkFlags,
-    error: ErrorCode,
-    text: &str,
-) {
+pub fn error(output: &mut impl BufMut, cookie: Cookie, flags: ChunkFlags, error: ErrorCode, text: &str) {
     let text = text::clip(text);
     let length = 6 + text.len() as u32;
     output.put_slice(&chunk_header(flags, ChunkType::ERROR, cookie, length));
@@ -104,12 +90,7 @@ pub fn error_at(
 ) {
     let text = text::clip(text);
     let length = 6 + text.len() as u32 + 8;
-    output.put_slice(&chunk_header(
-        flags,
-        ChunkType::ERROR_OFFSET,
-        cookie,
-        length,
-    ));
+    output.put_slice(&chunk_header(flags, ChunkType::ERROR_OFFSET, cookie, length));
     put_error(output, error, text);
     output.put_u64(offset);
 }
@@ -117,22 +98,11 @@ pub fn error_at(
 /// Appends a chunk that tells the extents of a context, from the request's offset on.
 ///
 /// At least one extent. Those after [`MAX_EXTENTS`] are left out: a reply may tell less than was asked for.
-pub fn block_status(
-    output: &mut impl BufMut,
-    cookie: Cookie,
-    flags: ChunkFlags,
-    context_id: u32,
-    extents: &[Extent],
-) {
+pub fn block_status(output: &mut impl BufMut, cookie: Cookie, flags: ChunkFlags, context_id: u32, extents: &[Extent]) {
     debug_assert!(!extents.is_empty());
     let extents = extents.get(..MAX_EXTENTS).unwrap_or(extents);
     let length = 4 + 8 * extents.len() as u32;
-    output.put_slice(&chunk_header(
-        flags,
-        ChunkType::BLOCK_STATUS,
-        cookie,
-        length,
-    ));
+    output.put_slice(&chunk_header(flags, ChunkType::BLOCK_STATUS, cookie, length));
     output.put_u32(context_id);
     for extent in extents {
         output.put_u32(extent.length);
@@ -140,12 +110,7 @@ pub fn block_status(
     }
 }
 
-fn chunk_header(
-    flags: ChunkFlags,
-    kind: ChunkType,
-    cookie: Cookie,
-    length: u32,
-) -> [u8; CHUNK_HEADER_BYTES] {
+fn chunk_header(flags: ChunkFlags, kind: ChunkType, cookie: Cookie, length: u32) -> [u8; CHUNK_HEADER_BYTES] {
     let mut header = [0; CHUNK_HEADER_BYTES];
     let mut rest = &mut header[..];
     rest.put_u32(CHUNK_MAGIC);
@@ -225,10 +190,7 @@ impl Header {
                 let (Some(error), Some(cookie)) = (cursor.u32(), cursor.u64()) else {
                     return Ok(None);
                 };
-                let header = Self::Simple {
-                    cookie: Cookie(cookie),
-                    error: ErrorCode::from_wire(error),
-                };
+                let header = Self::Simple { cookie: Cookie(cookie), error: ErrorCode::from_wire(error) };
                 Ok(Some((header, SIMPLE_BYTES)))
             }
             Some(CHUNK_MAGIC) => {
@@ -237,12 +199,8 @@ impl Header {
                 else {
                     return Ok(None);
                 };
-                let header = ChunkHeader {
-                    flags: ChunkFlags(flags),
-                    kind: ChunkType(kind),
-                    cookie: Cookie(cookie),
-                    length,
-                };
+                let header =
+                    ChunkHeader { flags: ChunkFlags(flags), kind: ChunkType(kind), cookie: Cookie(cookie), length };
                 header.check()?;
                 Ok(Some((Self::Chunk(header), CHUNK_HEADER_BYTES)))
             }
@@ -264,9 +222,7 @@ impl ChunkHeader {
             ChunkType::NONE => length == 0,
             ChunkType::OFFSET_DATA => length >= 9,
             ChunkType::OFFSET_HOLE => length == 12,
-            ChunkType::BLOCK_STATUS => {
-                length >= 12 && length % 8 == 4 && length <= MAX_CHUNK_PAYLOAD_BYTES
-            }
+            ChunkType::BLOCK_STATUS => length >= 12 && length % 8 == 4 && length <= MAX_CHUNK_PAYLOAD_BYTES,
             ChunkType::ERROR_OFFSET => (14..=MAX_CHUNK_PAYLOAD_BYTES).contains(&length),
             // An error of a type to come starts as all errors do.
             kind if kind.is_error() => (6..=MAX_CHUNK_PAYLOAD_BYTES).contains(&length),
@@ -276,10 +232,7 @@ impl ChunkHeader {
     }
 
     const fn bad_length(&self) -> ReplyError {
-        ReplyError::BadLength {
-            kind: self.kind,
-            length: self.length,
-        }
+        ReplyError::BadLength { kind: self.kind, length: self.length }
     }
 
     /// Reads the payload, which must be [`length`](Self::length) bytes.
@@ -292,10 +245,7 @@ impl ChunkHeader {
         let short = || self.bad_length();
         Ok(match self.kind {
             ChunkType::NONE => Chunk::None,
-            ChunkType::OFFSET_DATA => Chunk::Data {
-                offset: cursor.u64().ok_or_else(short)?,
-                data: cursor.rest(),
-            },
+            ChunkType::OFFSET_DATA => Chunk::Data { offset: cursor.u64().ok_or_else(short)?, data: cursor.rest() },
             ChunkType::OFFSET_HOLE => Chunk::Hole {
                 offset: cursor.u64().ok_or_else(short)?,
                 length: match cursor.u32().ok_or_else(short)? {
@@ -310,15 +260,9 @@ impl ChunkHeader {
                     if length == 0 {
                         return Err(ReplyError::ForbiddenZero(self.kind));
                     }
-                    extents.push(Extent {
-                        length,
-                        flags: StatusFlags(flags),
-                    });
+                    extents.push(Extent { length, flags: StatusFlags(flags) });
                 }
-                Chunk::BlockStatus {
-                    context_id,
-                    extents,
-                }
+                Chunk::BlockStatus { context_id, extents }
             }
             _ => self.parse_error(cursor)?,
         })

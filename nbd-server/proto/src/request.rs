@@ -37,22 +37,12 @@ impl Request {
             Some(REQUEST_MAGIC) => {}
             Some(magic) => return Err(BadRequestMagic(magic)),
         }
-        let (Some(flags), Some(command), Some(cookie), Some(offset), Some(length)) = (
-            cursor.u16(),
-            cursor.u16(),
-            cursor.u64(),
-            cursor.u64(),
-            cursor.u32(),
-        ) else {
+        let (Some(flags), Some(command), Some(cookie), Some(offset), Some(length)) =
+            (cursor.u16(), cursor.u16(), cursor.u64(), cursor.u64(), cursor.u32())
+        else {
             return Ok(None);
         };
-        Ok(Some(Self {
-            flags: CommandFlags(flags),
-            command: Command(command),
-            cookie: Cookie(cookie),
-            offset,
-            length,
-        }))
+        Ok(Some(Self { flags: CommandFlags(flags), command: Command(command), cookie: Cookie(cookie), offset, length }))
     }
 
     /// Appends the request; the payload of a WRITE follows it.
@@ -84,10 +74,7 @@ impl Request {
         }
         self.check_command(export)?;
         self.check_flags(export)?;
-        let writes = matches!(
-            self.command,
-            Command::WRITE | Command::TRIM | Command::WRITE_ZEROES
-        );
+        let writes = matches!(self.command, Command::WRITE | Command::TRIM | Command::WRITE_ZEROES);
         if writes && export.has(TransmissionFlags::READ_ONLY) {
             return Err(Refusal::ReadOnly(self.command));
         }
@@ -101,21 +88,9 @@ impl Request {
         let has = |flag| self.flags.contains(flag);
         let fua = has(CommandFlags::FUA);
         Ok(match self.command {
-            Command::READ => Checked::Read {
-                offset,
-                length,
-                whole: has(CommandFlags::DF),
-            },
-            Command::WRITE => Checked::Write {
-                offset,
-                length,
-                fua,
-            },
-            Command::TRIM => Checked::Trim {
-                offset,
-                length,
-                fua,
-            },
+            Command::READ => Checked::Read { offset, length, whole: has(CommandFlags::DF) },
+            Command::WRITE => Checked::Write { offset, length, fua },
+            Command::TRIM => Checked::Trim { offset, length, fua },
             Command::CACHE => Checked::Cache { offset, length },
             Command::WRITE_ZEROES => Checked::WriteZeroes {
                 offset,
@@ -124,11 +99,7 @@ impl Request {
                 no_hole: has(CommandFlags::NO_HOLE),
                 fast: has(CommandFlags::FAST_ZERO),
             },
-            Command::BLOCK_STATUS => Checked::BlockStatus {
-                offset,
-                length,
-                one_extent: has(CommandFlags::REQ_ONE),
-            },
+            Command::BLOCK_STATUS => Checked::BlockStatus { offset, length, one_extent: has(CommandFlags::REQ_ONE) },
             command => return Err(Refusal::UnknownCommand(command)),
         })
     }
@@ -149,19 +120,13 @@ impl Request {
             Command::BLOCK_STATUS => true,
             command => return Err(Refusal::UnknownCommand(command)),
         };
-        if offered {
-            Ok(())
-        } else {
-            Err(Refusal::NotOffered(self.command))
-        }
+        if offered { Ok(()) } else { Err(Refusal::NotOffered(self.command)) }
     }
 
     /// Whether all flags may stand at this command (NBD spec, "Command flags").
     fn check_flags(&self, export: &Geometry) -> Result<(), Refusal> {
         let mut allowed = match self.command {
-            Command::READ if export.has(TransmissionFlags::SEND_DF) && export.structured => {
-                CommandFlags::DF
-            }
+            Command::READ if export.has(TransmissionFlags::SEND_DF) && export.structured => CommandFlags::DF,
             Command::WRITE_ZEROES if export.has(TransmissionFlags::SEND_FAST_ZERO) => {
                 CommandFlags::NO_HOLE | CommandFlags::FAST_ZERO
             }
@@ -177,48 +142,25 @@ impl Request {
             allowed |= CommandFlags::FUA;
         }
         let extra = self.flags.without(allowed);
-        if extra.is_empty() {
-            Ok(())
-        } else {
-            Err(Refusal::BadFlags(self.command, extra))
-        }
+        if extra.is_empty() { Ok(()) } else { Err(Refusal::BadFlags(self.command, extra)) }
     }
 
     /// Whether the range lies in the export, on its blocks, and within the payload limit.
     fn check_range(&self, export: &Geometry) -> Result<(), Refusal> {
-        let Self {
-            command,
-            offset,
-            length,
-            ..
-        } = *self;
+        let Self { command, offset, length, .. } = *self;
         let block_bytes = export.minimum_block_bytes.max(1);
         if !offset.is_multiple_of(u64::from(block_bytes)) || !length.is_multiple_of(block_bytes) {
-            return Err(Refusal::Unaligned {
-                command,
-                offset,
-                length,
-                block_bytes,
-            });
+            return Err(Refusal::Unaligned { command, offset, length, block_bytes });
         }
         let Some(end) = offset.checked_add(u64::from(length)) else {
             return Err(Refusal::Wraps(command));
         };
         if end > export.size_bytes {
-            return Err(Refusal::PastEnd {
-                command,
-                offset,
-                length,
-                size_bytes: export.size_bytes,
-            });
+            return Err(Refusal::PastEnd { command, offset, length, size_bytes: export.size_bytes });
         }
         let limit_bytes = export.max_payload_bytes;
         if matches!(command, Command::READ | Command::WRITE) && length > limit_bytes {
-            return Err(Refusal::TooLong {
-                command,
-                length,
-                limit_bytes,
-            });
+            return Err(Refusal::TooLong { command, length, limit_bytes });
         }
         Ok(())
     }
@@ -378,10 +320,7 @@ impl Refusal {
     pub const fn error(&self) -> ErrorCode {
         match self {
             Self::ReadOnly(_) => ErrorCode::PERM,
-            Self::PastEnd {
-                command: Command::WRITE | Command::WRITE_ZEROES,
-                ..
-            } => ErrorCode::NOSPC,
+            Self::PastEnd { command: Command::WRITE | Command::WRITE_ZEROES, .. } => ErrorCode::NOSPC,
             _ => ErrorCode::INVAL,
         }
     }

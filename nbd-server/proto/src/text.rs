@@ -31,10 +31,7 @@ pub(crate) fn parse(bytes: &[u8]) -> Result<&str, BadString> {
 /// Reads a text for people as received: what is wrong in it is replaced, what is too much is cut.
 pub(crate) fn lossy(bytes: &[u8]) -> String {
     let bytes = bytes.get(..MAX_STRING_BYTES).unwrap_or(bytes);
-    String::from_utf8_lossy(bytes)
-        .chars()
-        .filter(|c| *c != '\0')
-        .collect()
+    String::from_utf8_lossy(bytes).chars().filter(|c| *c != '\0').collect()
 }
 
 /// The start of a text that may be sent: up to the limit or the first NUL, whole characters.

@@ -40,27 +40,13 @@ enum Receiving {
     /// At a reply's start.
     Header,
     /// In the data of a READ, which goes to this place.
-    Data {
-        cookie: Cookie,
-        pending: Pending,
-        place: Range<usize>,
-        last: bool,
-    },
+    Data { cookie: Cookie, pending: Pending, place: Range<usize>, last: bool },
     /// In a chunk that is collected before it is looked at.
-    Payload {
-        header: ChunkHeader,
-        pending: Pending,
-        payload: Vec<u8>,
-    },
+    Payload { header: ChunkHeader, pending: Pending, payload: Vec<u8> },
 }
 
 impl<S> Driver<S> {
-    pub(super) fn new(
-        stream: S,
-        shared: Arc<Shared>,
-        structured: bool,
-        context_ids: Vec<u32>,
-    ) -> Self {
+    pub(super) fn new(stream: S, shared: Arc<Shared>, structured: bool, context_ids: Vec<u32>) -> Self {
         Self {
             stream,
             shared,
@@ -78,12 +64,8 @@ impl<S> Driver<S> {
     fn end(&mut self, cause: ConnectionError) {
         match mem::replace(&mut self.receiving, Receiving::Header) {
             Receiving::Header => {}
-            Receiving::Data {
-                cookie, pending, ..
-            } => self.shared.put_back(cookie, pending),
-            Receiving::Payload {
-                header, pending, ..
-            } => self.shared.put_back(header.cookie, pending),
+            Receiving::Data { cookie, pending, .. } => self.shared.put_back(cookie, pending),
+            Receiving::Payload { header, pending, .. } => self.shared.put_back(header.cookie, pending),
         }
         self.shared.die(cause);
     }
@@ -186,9 +168,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
     fn receive(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), ConnectionError>> {
         let stream = Pin::new(&mut self.stream);
         let count = match &mut self.receiving {
-            Receiving::Data { pending, place, .. }
-                if self.input.is_empty() && place.len() >= DIRECT_READ_BYTES =>
-            {
+            Receiving::Data { pending, place, .. } if self.input.is_empty() && place.len() >= DIRECT_READ_BYTES => {
                 let mut buffer = ReadBuf::new(pending.data(place.clone()));
                 std::task::ready!(stream.poll_read(cx, &mut buffer))?;
                 let count = buffer.filled().len();
@@ -211,23 +191,17 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
             Receiving::Data { pending, place, .. } => {
                 let count = self.input.copy_to(pending.data(place.clone()));
                 place.start += count;
-                if !place.is_empty() {
+                if place.start < place.end {
                     return Ok(false);
                 }
-                if let Receiving::Data {
-                    cookie,
-                    pending,
-                    last,
-                    ..
-                } = mem::replace(&mut self.receiving, Receiving::Header)
+                if let Receiving::Data { cookie, pending, last, .. } =
+                    mem::replace(&mut self.receiving, Receiving::Header)
                 {
                     self.end_chunk(cookie, pending, last)?;
                 }
                 Ok(true)
             }
-            Receiving::Payload {
-                header, payload, ..
-            } => {
+            Receiving::Payload { header, payload, .. } => {
                 let left = (header.length as usize).saturating_sub(payload.len());
                 let bytes = self.input.filled();
                 let bytes = bytes.get(..left).unwrap_or(bytes);
@@ -237,11 +211,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
                 if count < left {
                     return Ok(false);
                 }
-                if let Receiving::Payload {
-                    header,
-                    pending,
-                    payload,
-                } = mem::replace(&mut self.receiving, Receiving::Header)
+                if let Receiving::Payload { header, pending, payload } =
+                    mem::replace(&mut self.receiving, Receiving::Header)
                 {
                     self.whole_chunk(&header, pending, &payload)?;
                 }
@@ -260,11 +231,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
                 self.simple(cookie, error)?;
             }
             Header::Chunk(header) if header.kind == ChunkType::OFFSET_DATA => {
-                let Some(offset) = self
-                    .input
-                    .filled()
-                    .get(CHUNK_HEADER_BYTES..)
-                    .and_then(|rest| rest.first_chunk())
+                let Some(offset) = self.input.filled().get(CHUNK_HEADER_BYTES..).and_then(|rest| rest.first_chunk())
                 else {
                     return Ok(false);
                 };
@@ -283,13 +250,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
                         self.whole_chunk(&header, pending, payload)?;
                         self.input.consume(payload_bytes);
                     }
-                    None => {
-                        self.receiving = Receiving::Payload {
-                            header,
-                            pending,
-                            payload: Vec::new(),
-                        }
-                    }
+                    None => self.receiving = Receiving::Payload { header, pending, payload: Vec::new() },
                 }
             }
         }
@@ -338,24 +299,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
     ) -> Result<(), ConnectionError> {
         match pending.piece(offset, length, false) {
             Ok(place) => {
-                self.receiving = Receiving::Data {
-                    cookie,
-                    pending,
-                    place,
-                    last,
-                };
+                self.receiving = Receiving::Data { cookie, pending, place, last };
                 Ok(())
             }
             Err(cause) => Err(self.broken(cookie, pending, cause)),
         }
     }
 
-    fn whole_chunk(
-        &self,
-        header: &ChunkHeader,
-        mut pending: Pending,
-        payload: &[u8],
-    ) -> Result<(), ConnectionError> {
+    fn whole_chunk(&self, header: &ChunkHeader, mut pending: Pending, payload: &[u8]) -> Result<(), ConnectionError> {
         let chunk = header.parse(payload).map_err(ConnectionError::from);
         match chunk.and_then(|chunk| pending.chunk(chunk)) {
             Ok(()) => self.end_chunk(header.cookie, pending, header.is_last()),
@@ -363,12 +314,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
         }
     }
 
-    fn end_chunk(
-        &self,
-        cookie: Cookie,
-        mut pending: Pending,
-        last: bool,
-    ) -> Result<(), ConnectionError> {
+    fn end_chunk(&self, cookie: Cookie, mut pending: Pending, last: bool) -> Result<(), ConnectionError> {
         if !last {
             self.shared.put_back(cookie, pending);
             return Ok(());
@@ -396,11 +342,7 @@ struct Input {
 
 impl Input {
     fn new() -> Self {
-        Self {
-            bytes: vec![0; CLIENT_BUFFER_BYTES].into_boxed_slice(),
-            start: 0,
-            end: 0,
-        }
+        Self { bytes: vec![0; CLIENT_BUFFER_BYTES].into_boxed_slice(), start: 0, end: 0 }
     }
 
     fn filled(&self) -> &[u8] {
@@ -426,11 +368,7 @@ impl Input {
     }
 
     /// Reads behind what is there; what is left of it, less than a header or a small chunk, moves to the front.
-    fn poll_fill(
-        &mut self,
-        stream: Pin<&mut impl AsyncRead>,
-        cx: &mut Context<'_>,
-    ) -> Poll<std::io::Result<usize>> {
+    fn poll_fill(&mut self, stream: Pin<&mut impl AsyncRead>, cx: &mut Context<'_>) -> Poll<std::io::Result<usize>> {
         self.bytes.copy_within(self.start..self.end, 0);
         self.end -= self.start;
         self.start = 0;

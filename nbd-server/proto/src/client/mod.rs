@@ -52,11 +52,7 @@ pub struct ConnectOptions {
 impl ConnectOptions {
     /// All that the server can do, with `base:allocation`.
     pub fn new(export: impl Into<String>) -> Self {
-        Self {
-            export: export.into(),
-            mode: Mode::Structured,
-            contexts: vec![BASE_ALLOCATION.to_owned()],
-        }
+        Self { export: export.into(), mode: Mode::Structured, contexts: vec![BASE_ALLOCATION.to_owned()] }
     }
 
     /// The same in another mode.
@@ -173,23 +169,14 @@ impl Client {
 
     /// Reads bytes; holes are zeros.
     pub async fn read(&self, offset: u64, length: u32) -> Result<Vec<u8>, ClientError> {
-        self.read_with_holes(offset, length)
-            .await
-            .map(|read| read.data)
+        self.read_with_holes(offset, length).await.map(|read| read.data)
     }
 
     /// Reads bytes and tells which of them came as holes.
-    pub async fn read_with_holes(
-        &self,
-        offset: u64,
-        length: u32,
-    ) -> Result<SparseData, ClientError> {
+    pub async fn read_with_holes(&self, offset: u64, length: u32) -> Result<SparseData, ClientError> {
         let limit_bytes = self.export().max_read_bytes();
         if length > limit_bytes {
-            return Err(ClientError::TooLong {
-                length,
-                limit_bytes,
-            });
+            return Err(ClientError::TooLong { length, limit_bytes });
         }
         let assembly = Assembly::read(length);
         match self.submit(Command::READ, offset, length, assembly).await? {
@@ -213,12 +200,7 @@ impl Client {
             true => CommandFlags::REQ_ONE,
             false => CommandFlags::EMPTY,
         };
-        let job = Job {
-            command: Command::BLOCK_STATUS,
-            flags,
-            offset,
-            length,
-        };
+        let job = Job { command: Command::BLOCK_STATUS, flags, offset, length };
         let found = match self.handle.shared.submit(job, Assembly::status()).await? {
             Outcome::Status(found) => found,
             outcome => unreachable!("a BLOCK_STATUS ended as {outcome:?}"),
@@ -235,16 +217,12 @@ impl Client {
 
     /// Asks the server to have a range at hand.
     pub async fn cache(&self, offset: u64, length: u32) -> Result<(), ClientError> {
-        self.submit(Command::CACHE, offset, length, Assembly::Plain)
-            .await
-            .map(drop)
+        self.submit(Command::CACHE, offset, length, Assembly::Plain).await.map(drop)
     }
 
     /// Asks the server to bring what was written to stable storage.
     pub async fn flush(&self) -> Result<(), ClientError> {
-        self.submit(Command::FLUSH, 0, 0, Assembly::Plain)
-            .await
-            .map(drop)
+        self.submit(Command::FLUSH, 0, 0, Assembly::Plain).await.map(drop)
     }
 
     /// Ends the connection for all clones: new requests fail, those in flight are awaited, then the server is told.
@@ -259,12 +237,7 @@ impl Client {
         length: u32,
         assembly: Assembly,
     ) -> Result<Outcome, ClientError> {
-        let job = Job {
-            command,
-            flags: CommandFlags::EMPTY,
-            offset,
-            length,
-        };
+        let job = Job { command, flags: CommandFlags::EMPTY, offset, length };
         self.handle.shared.submit(job, assembly).await
     }
 }

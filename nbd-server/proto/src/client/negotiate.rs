@@ -7,12 +7,11 @@ use super::{ClientError, ConnectOptions, Mode, NegotiateError, RemoteExport};
 use crate::handshake::{Listed, MetaContext};
 use crate::limits::{MAX_OPTION_BYTES, MAX_OPTION_REPLIES, MAX_STRING_BYTES};
 use crate::option::{
-    Info, InfoRequest, MetaRequest, OPTION_REPLY_HEADER_BYTES, OptionHeader, OptionReply,
-    OptionReplyHeader,
+    Info, InfoRequest, MetaRequest, OPTION_REPLY_HEADER_BYTES, OptionHeader, OptionReply, OptionReplyHeader,
 };
 use crate::wire::{
-    ClientFlags, EXPORT_NAME_PADDING_BYTES, HandshakeFlags, INIT_MAGIC, InfoType, OPTION_MAGIC,
-    OptionCode, OptionReplyType, TransmissionFlags,
+    ClientFlags, EXPORT_NAME_PADDING_BYTES, HandshakeFlags, INIT_MAGIC, InfoType, OPTION_MAGIC, OptionCode,
+    OptionReplyType, TransmissionFlags,
 };
 
 /// Asks a server for its exports on a fresh stream, and leaves.
@@ -55,18 +54,11 @@ where
 }
 
 /// Negotiates up to the transmission phase.
-pub(super) async fn enter<S>(
-    stream: &mut S,
-    options: &ConnectOptions,
-) -> Result<RemoteExport, NegotiateError>
+pub(super) async fn enter<S>(stream: &mut S, options: &ConnectOptions) -> Result<RemoteExport, NegotiateError>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
-    let ConnectOptions {
-        export,
-        mode,
-        contexts,
-    } = options;
+    let ConnectOptions { export, mode, contexts } = options;
     check_names(contexts.iter().chain([export]).map(String::as_str))?;
     let mut talk = Talk::begin(stream).await?;
     if *mode == Mode::ExportName || !talk.fixed {
@@ -83,10 +75,7 @@ where
     }
     let described = talk.describe(OptionCode::GO, export).await;
     let mut found = match described {
-        Err(NegotiateError::Refused {
-            kind: OptionReplyType::ERR_UNSUP,
-            ..
-        }) => talk.export_name(export).await?,
+        Err(NegotiateError::Refused { kind: OptionReplyType::ERR_UNSUP, .. }) => talk.export_name(export).await?,
         Err(error @ NegotiateError::Refused { .. }) => {
             talk.abort().await;
             return Err(error);
@@ -134,11 +123,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Talk<S> {
             client |= ClientFlags::NO_ZEROES;
         }
         stream.write_u32(client.0).await?;
-        Ok(Self {
-            stream,
-            fixed,
-            no_zeroes,
-        })
+        Ok(Self { stream, fixed, no_zeroes })
     }
 
     async fn export_name(&mut self, export: &str) -> Result<RemoteExport, NegotiateError> {
@@ -195,11 +180,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Talk<S> {
     }
 
     /// Sends `INFO` or `GO`.
-    async fn describe(
-        &mut self,
-        option: OptionCode,
-        export: &str,
-    ) -> Result<RemoteExport, NegotiateError> {
+    async fn describe(&mut self, option: OptionCode, export: &str) -> Result<RemoteExport, NegotiateError> {
         let infos = vec![InfoType::NAME, InfoType::DESCRIPTION, InfoType::BLOCK_SIZE];
         let mut bytes = BytesMut::new();
         InfoRequest { export, infos }.encode(option, &mut bytes);
@@ -273,10 +254,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Talk<S> {
         Err(NegotiateError::TooLong(option))
     }
 
-    async fn receive(
-        &mut self,
-        option: OptionCode,
-    ) -> Result<(OptionReplyType, OptionReply), NegotiateError> {
+    async fn receive(&mut self, option: OptionCode) -> Result<(OptionReplyType, OptionReply), NegotiateError> {
         let mut bytes = [0; OPTION_REPLY_HEADER_BYTES];
         self.stream.read_exact(&mut bytes).await?;
         let Some(header) = OptionReplyHeader::decode(&bytes)? else {
@@ -291,8 +269,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Talk<S> {
         }
         let mut payload = vec![0; header.length as usize];
         self.stream.read_exact(&mut payload).await?;
-        let reply = OptionReply::decode(&header, &payload)
-            .map_err(|source| NegotiateError::BadReply { option, source })?;
+        let reply =
+            OptionReply::decode(&header, &payload).map_err(|source| NegotiateError::BadReply { option, source })?;
         Ok((header.kind, reply))
     }
 

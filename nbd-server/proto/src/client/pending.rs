@@ -44,11 +44,7 @@ pub(super) enum Assembly {
 
 impl Assembly {
     pub(super) fn read(length: u32) -> Self {
-        Self::Read {
-            data: vec![0; length as usize],
-            pieces: Vec::new(),
-            covered: 0,
-        }
+        Self::Read { data: vec![0; length as usize], pieces: Vec::new(), covered: 0 }
     }
 
     pub(super) const fn status() -> Self {
@@ -71,48 +67,26 @@ impl Pending {
         waiter: oneshot::Sender<Result<Outcome, ClientError>>,
         place: OwnedSemaphorePermit,
     ) -> Self {
-        Self {
-            job,
-            assembly,
-            error: None,
-            waiter,
-            _place: place,
-        }
+        Self { job, assembly, error: None, waiter, _place: place }
     }
 
     /// Notes a piece of a READ; its place in [`data`](Self::data).
-    pub(super) fn piece(
-        &mut self,
-        offset: u64,
-        length: u32,
-        hole: bool,
-    ) -> Result<Range<usize>, ConnectionError> {
-        let Assembly::Read {
-            data,
-            pieces,
-            covered,
-        } = &mut self.assembly
-        else {
+    pub(super) fn piece(&mut self, offset: u64, length: u32, hole: bool) -> Result<Range<usize>, ConnectionError> {
+        let Assembly::Read { data, pieces, covered } = &mut self.assembly else {
             return Err(ConnectionError::WrongReply(self.job.command));
         };
         let start = offset
             .checked_sub(self.job.offset)
             .and_then(|start| usize::try_from(start).ok())
             .ok_or(ConnectionError::BadCover)?;
-        let end = start
-            .checked_add(length as usize)
-            .filter(|end| *end <= data.len())
-            .ok_or(ConnectionError::BadCover)?;
+        let end =
+            start.checked_add(length as usize).filter(|end| *end <= data.len()).ok_or(ConnectionError::BadCover)?;
         // Overlaps are looked for at the end, but there can never be more pieces than bytes.
         *covered += u64::from(length);
         if *covered > data.len() as u64 {
             return Err(ConnectionError::BadCover);
         }
-        pieces.push(Piece {
-            offset,
-            length,
-            hole,
-        });
+        pieces.push(Piece { offset, length, hole });
         Ok(start..end)
     }
 
@@ -153,56 +127,35 @@ impl Pending {
             Chunk::Hole { offset, length } => {
                 self.piece(offset, length, true)?;
             }
-            Chunk::BlockStatus {
-                context_id,
-                extents,
-            } => self.status(context_id, extents)?,
+            Chunk::BlockStatus { context_id, extents } => self.status(context_id, extents)?,
             Chunk::Error { error, text, .. } => self.error(error, text),
         }
         Ok(())
     }
 
     /// What came of the request, now that the reply is complete. An error means that the reply breaks the protocol.
-    pub(super) fn result(
-        &mut self,
-        context_ids: &[u32],
-    ) -> Result<Result<Outcome, ClientError>, ConnectionError> {
+    pub(super) fn result(&mut self, context_ids: &[u32]) -> Result<Result<Outcome, ClientError>, ConnectionError> {
         if let Some((error, text)) = self.error.take() {
-            let Job {
-                command,
-                offset,
-                length,
-                ..
-            } = self.job;
-            return Ok(Err(ClientError::Server {
-                command,
-                offset,
-                length,
-                error,
-                text,
-            }));
+            let Job { command, offset, length, .. } = self.job;
+            return Ok(Err(ClientError::Server { command, offset, length, error, text }));
         }
-        Ok(Ok(
-            match mem::replace(&mut self.assembly, Assembly::Plain) {
-                Assembly::Read {
-                    data, mut pieces, ..
-                } => {
-                    pieces.sort_unstable();
-                    if !covers(&pieces, self.job.offset, data.len()) {
-                        return Err(ConnectionError::BadCover);
-                    }
-                    Outcome::Read(SparseData { data, pieces })
+        Ok(Ok(match mem::replace(&mut self.assembly, Assembly::Plain) {
+            Assembly::Read { data, mut pieces, .. } => {
+                pieces.sort_unstable();
+                if !covers(&pieces, self.job.offset, data.len()) {
+                    return Err(ConnectionError::BadCover);
                 }
-                Assembly::Status(found) => {
-                    let told = |id| found.iter().any(|(found, _)| found == id);
-                    if found.len() != context_ids.len() || !context_ids.iter().all(told) {
-                        return Err(ConnectionError::BadContexts);
-                    }
-                    Outcome::Status(found)
+                Outcome::Read(SparseData { data, pieces })
+            }
+            Assembly::Status(found) => {
+                let told = |id| found.iter().any(|(found, _)| found == id);
+                if found.len() != context_ids.len() || !context_ids.iter().all(told) {
+                    return Err(ConnectionError::BadContexts);
                 }
-                Assembly::Plain => Outcome::Plain,
-            },
-        ))
+                Outcome::Status(found)
+            }
+            Assembly::Plain => Outcome::Plain,
+        }))
     }
 
     /// Hands over what came of it; nobody may be waiting any more.
@@ -213,8 +166,8 @@ impl Pending {
 
 /// Whether sorted pieces follow on each other from `offset` for `length` bytes.
 fn covers(pieces: &[Piece], offset: u64, length: usize) -> bool {
-    let end = pieces.iter().try_fold(offset, |next, piece| {
-        (piece.offset == next).then(|| next.checked_add(u64::from(piece.length)))?
-    });
+    let end = pieces
+        .iter()
+        .try_fold(offset, |next, piece| (piece.offset == next).then(|| next.checked_add(u64::from(piece.length)))?);
     end.and_then(|end| end.checked_sub(offset)) == Some(length as u64)
 }

@@ -64,11 +64,7 @@ impl Shared {
     }
 
     /// Sends a request and waits for its reply.
-    pub(super) async fn submit(
-        &self,
-        job: Job,
-        assembly: Assembly,
-    ) -> Result<Outcome, ClientError> {
+    pub(super) async fn submit(&self, job: Job, assembly: Assembly) -> Result<Outcome, ClientError> {
         let Ok(place) = Arc::clone(&self.places).acquire_owned().await else {
             return Err(self.cause());
         };
@@ -89,9 +85,7 @@ impl Shared {
         while ended.changed().await.is_ok() {}
         let dead = self.lock().dead.clone();
         match dead {
-            Some(cause) if !matches!(*cause, ConnectionError::Closed) => {
-                Err(ClientError::Connection(cause))
-            }
+            Some(cause) if !matches!(*cause, ConnectionError::Closed) => Err(ClientError::Connection(cause)),
             _ => Ok(()),
         }
     }
@@ -173,19 +167,8 @@ impl Queue {
         }
         let cookie = Cookie(self.next_cookie);
         self.next_cookie += 1;
-        let Job {
-            command,
-            flags,
-            offset,
-            length,
-        } = pending.job;
-        let request = Request {
-            flags,
-            command,
-            cookie,
-            offset,
-            length,
-        };
+        let Job { command, flags, offset, length } = pending.job;
+        let request = Request { flags, command, cookie, offset, length };
         request.encode(&mut self.outgoing);
         self.pending.insert(cookie, pending);
         Some(self.task.take())

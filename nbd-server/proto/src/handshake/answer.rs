@@ -3,16 +3,12 @@
 use bytes::{BufMut, BytesMut};
 
 use super::{
-    ExportInfo, Exports, Handshake, HandshakeError, Listed, MetaContext, Progress, Selection,
-    Session, Step, refuse,
+    ExportInfo, Exports, Handshake, HandshakeError, Listed, MetaContext, Progress, Selection, Session, Step, refuse,
 };
 use crate::limits::MAX_STRING_BYTES;
 use crate::option::{Info, InfoRequest, MetaRequest, OptionError, OptionReply};
 use crate::text;
-use crate::wire::{
-    ClientFlags, EXPORT_NAME_PADDING_BYTES, InfoType, OptionCode, OptionReplyType,
-    TransmissionFlags,
-};
+use crate::wire::{ClientFlags, EXPORT_NAME_PADDING_BYTES, InfoType, OptionCode, OptionReplyType, TransmissionFlags};
 
 impl Handshake {
     /// Answers any option but `STARTTLS`.
@@ -39,19 +35,13 @@ impl Handshake {
             OptionCode::INFO => self.describe(option, payload, exports, output).map(drop),
             OptionCode::LIST => list(payload, exports, output),
             OptionCode::STRUCTURED_REPLY => self.structured_reply(payload, output),
-            OptionCode::LIST_META_CONTEXT => self
-                .meta_context(option, payload, exports, output)
-                .map(drop),
+            OptionCode::LIST_META_CONTEXT => self.meta_context(option, payload, exports, output).map(drop),
             OptionCode::SET_META_CONTEXT => {
                 // A failing option unselects too.
                 self.selected = None;
-                self.meta_context(option, payload, exports, output)
-                    .map(|selection| self.selected = Some(selection))
+                self.meta_context(option, payload, exports, output).map(|selection| self.selected = Some(selection))
             }
-            option => Err(Refusal::new(
-                OptionReplyType::ERR_UNSUP,
-                format!("option {option} is not supported"),
-            )),
+            option => Err(Refusal::new(OptionReplyType::ERR_UNSUP, format!("option {option} is not supported"))),
         };
         if let Err(refusal) = result {
             refuse(option, refusal.kind, &refusal.text, output);
@@ -59,12 +49,7 @@ impl Handshake {
         Ok(None)
     }
 
-    fn export_name<E: Exports>(
-        &mut self,
-        payload: &[u8],
-        exports: &E,
-        output: &mut BytesMut,
-    ) -> Step<E::Handle> {
+    fn export_name<E: Exports>(&mut self, payload: &[u8], exports: &E, output: &mut BytesMut) -> Step<E::Handle> {
         let name = text::parse(payload).map_err(HandshakeError::BadExportName)?;
         let Some(found) = exports.find(name) else {
             return Err(HandshakeError::UnknownExport(name.to_owned()));
@@ -91,10 +76,7 @@ impl Handshake {
         let session = self.session(request.export, found);
         let export = &session.export;
         let mut tell = |info| OptionReply::Info(info).encode(option, output);
-        tell(Info::Export {
-            size_bytes: export.size_bytes,
-            flags: export.flags,
-        });
+        tell(Info::Export { size_bytes: export.size_bytes, flags: export.flags });
         if request.infos.contains(&InfoType::NAME) {
             tell(Info::Name(export.name.clone()));
         }
@@ -125,10 +107,7 @@ impl Handshake {
         output: &mut BytesMut,
     ) -> Result<Selection, Refusal> {
         if !self.structured {
-            return Err(Refusal::new(
-                OptionReplyType::ERR_INVALID,
-                "negotiate structured replies first".to_owned(),
-            ));
+            return Err(Refusal::new(OptionReplyType::ERR_INVALID, "negotiate structured replies first".to_owned()));
         }
         let request = MetaRequest::decode(payload)?;
         let (export, _) = exports.find(request.export).ok_or_else(Refusal::unknown)?;
@@ -143,29 +122,19 @@ impl Handshake {
             OptionReply::MetaContext(context).encode(option, output);
         }
         OptionReply::Ack.encode(option, output);
-        Ok(Selection {
-            export: request.export.to_owned(),
-            contexts,
-        })
+        Ok(Selection { export: request.export.to_owned(), contexts })
     }
 
-    fn session<H>(
-        &self,
-        requested_name: &str,
-        (mut export, handle): (ExportInfo, H),
-    ) -> Session<H> {
+    fn session<H>(&self, requested_name: &str, (mut export, handle): (ExportInfo, H)) -> Session<H> {
         export.flags |= TransmissionFlags::HAS_FLAGS;
         if !self.structured {
             export.flags = export.flags.without(TransmissionFlags::SEND_DF);
         }
         // Contexts are selected for one export name; for another they do not count.
         let contexts = match &self.selected {
-            Some(selection) if selection.export == requested_name => selection
-                .contexts
-                .iter()
-                .filter(|context| export.contexts.contains(&context.name))
-                .cloned()
-                .collect(),
+            Some(selection) if selection.export == requested_name => {
+                selection.contexts.iter().filter(|context| export.contexts.contains(&context.name)).cloned().collect()
+            }
             _ => Vec::new(),
         };
         Session {
@@ -226,20 +195,13 @@ fn no_data(option: OptionCode, payload: &[u8]) -> Result<(), Refusal> {
 /// of it; when selecting neither selects any (NBD spec, "Metadata querying").
 fn matching(offered: &[String], queries: &[&str], listing: bool) -> Vec<MetaContext> {
     let asked = |name: &str| {
-        let in_namespace = |query: &str| {
-            query.find(':') == Some(query.len().wrapping_sub(1)) && name.starts_with(query)
-        };
-        listing && queries.is_empty()
-            || queries
-                .iter()
-                .any(|query| *query == name || listing && in_namespace(query))
+        let in_namespace =
+            |query: &str| query.find(':') == Some(query.len().wrapping_sub(1)) && name.starts_with(query);
+        listing && queries.is_empty() || queries.iter().any(|query| *query == name || listing && in_namespace(query))
     };
     (1..)
         .zip(offered)
         .filter(|(_, name)| asked(name))
-        .map(|(id, name)| MetaContext {
-            id,
-            name: name.clone(),
-        })
+        .map(|(id, name)| MetaContext { id, name: name.clone() })
         .collect()
 }

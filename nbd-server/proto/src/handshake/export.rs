@@ -54,11 +54,7 @@ pub struct BlockSize {
 
 impl Default for BlockSize {
     fn default() -> Self {
-        Self {
-            minimum_bytes: 1,
-            preferred_bytes: 4096,
-            maximum_bytes: MAX_READ_BYTES,
-        }
+        Self { minimum_bytes: 1, preferred_bytes: 4096, maximum_bytes: MAX_READ_BYTES }
     }
 }
 

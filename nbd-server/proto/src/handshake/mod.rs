@@ -39,14 +39,10 @@ mod tests;
 use bytes::{Buf, BufMut, BytesMut};
 
 pub use self::export::{BlockSize, ExportInfo, Exports, Listed, MetaContext};
-use crate::limits::{
-    MAX_DROPPED_OPTION_BYTES, MAX_OPTION_BYTES, MAX_OPTIONS, MAX_PENDING_OUTPUT_BYTES,
-};
+use crate::limits::{MAX_DROPPED_OPTION_BYTES, MAX_OPTION_BYTES, MAX_OPTIONS, MAX_PENDING_OUTPUT_BYTES};
 use crate::option::{BadMagic, BadString, OPTION_HEADER_BYTES, OptionHeader, OptionReply};
 use crate::request::Geometry;
-use crate::wire::{
-    ClientFlags, HandshakeFlags, INIT_MAGIC, OPTION_MAGIC, OptionCode, OptionReplyType,
-};
+use crate::wire::{ClientFlags, HandshakeFlags, INIT_MAGIC, OPTION_MAGIC, OptionCode, OptionReplyType};
 
 /// How a server negotiates.
 #[derive(Clone, Debug, Default)]
@@ -230,12 +226,7 @@ impl Handshake {
         }
     }
 
-    fn step<E: Exports>(
-        &mut self,
-        input: &mut BytesMut,
-        exports: &E,
-        output: &mut BytesMut,
-    ) -> Step<E::Handle> {
+    fn step<E: Exports>(&mut self, input: &mut BytesMut, exports: &E, output: &mut BytesMut) -> Step<E::Handle> {
         match &mut self.state {
             State::Greeting => {
                 output.put_u64(INIT_MAGIC);
@@ -276,12 +267,7 @@ impl Handshake {
     }
 
     /// Takes one whole option from `input`, unless it is too long to be kept.
-    fn next_option<E: Exports>(
-        &mut self,
-        input: &mut BytesMut,
-        exports: &E,
-        output: &mut BytesMut,
-    ) -> Step<E::Handle> {
+    fn next_option<E: Exports>(&mut self, input: &mut BytesMut, exports: &E, output: &mut BytesMut) -> Step<E::Handle> {
         let header = match OptionHeader::decode(input) {
             Ok(Some(header)) => header,
             Ok(None) => return Ok(Some(Progress::NeedInput)),
@@ -290,10 +276,7 @@ impl Handshake {
         if self.options >= MAX_OPTIONS {
             return Err(HandshakeError::TooManyOptions);
         }
-        let OptionHeader {
-            code: option,
-            length,
-        } = header;
+        let OptionHeader { code: option, length } = header;
         let kept = length <= MAX_OPTION_BYTES;
         if length > MAX_DROPPED_OPTION_BYTES || !kept && option == OptionCode::EXPORT_NAME {
             return Err(HandshakeError::OptionTooLong { option, length });
@@ -329,12 +312,7 @@ impl Handshake {
         if option == OptionCode::EXPORT_NAME {
             return Some(Err(HandshakeError::TlsRequired));
         }
-        refuse(
-            option,
-            OptionReplyType::ERR_TLS_REQD,
-            "start TLS first",
-            output,
-        );
+        refuse(option, OptionReplyType::ERR_TLS_REQD, "start TLS first", output);
         Some(Ok(None))
     }
 

@@ -35,15 +35,9 @@ impl Exports for Disks {
     }
 
     fn list(&self) -> Vec<Listed> {
-        let listed = |name: &str, description: &str| Listed {
-            name: name.to_owned(),
-            description: description.to_owned(),
-        };
-        vec![
-            listed("disk0", "a disk"),
-            listed(&"n".repeat(MAX_STRING_BYTES + 1), ""),
-            listed("disk1", ""),
-        ]
+        let listed =
+            |name: &str, description: &str| Listed { name: name.to_owned(), description: description.to_owned() };
+        vec![listed("disk0", "a disk"), listed(&"n".repeat(MAX_STRING_BYTES + 1), ""), listed("disk1", "")]
     }
 }
 
@@ -69,10 +63,7 @@ impl Peer {
     }
 
     fn greeted(tls: TlsPolicy, flags: u32) -> (Self, Progress<&'static str>) {
-        let mut peer = Self {
-            handshake: Handshake::new(Config { tls }),
-            input: BytesMut::new(),
-        };
+        let mut peer = Self { handshake: Handshake::new(Config { tls }), input: BytesMut::new() };
         let (progress, output) = peer.send(&[]);
         assert!(matches!(progress, Progress::NeedInput));
         assert_eq!(&output[..], b"NBDMAGICIHAVEOPT\x00\x03");
@@ -205,12 +196,9 @@ fn unknown_client_flag_closes() {
 #[test]
 fn export_name_is_padded_unless_no_zeroes_was_agreed() {
     // Case 2.
-    for (flags, padding_bytes) in [
-        (0, 124),
-        (ClientFlags::FIXED_NEWSTYLE.0, 124),
-        (ClientFlags::NO_ZEROES.0, 0),
-        (BOTH, 0),
-    ] {
+    for (flags, padding_bytes) in
+        [(0, 124), (ClientFlags::FIXED_NEWSTYLE.0, 124), (ClientFlags::NO_ZEROES.0, 0), (BOTH, 0)]
+    {
         let mut peer = Peer::with(TlsPolicy::Unsupported, flags);
         let (progress, output) = peer.option(OptionCode::EXPORT_NAME, b"disk1");
         let session = session(progress);
@@ -273,11 +261,7 @@ fn absurd_option_length_closes_at_the_header() {
         let capacity = peer.input.capacity();
         let mut bytes = BytesMut::new();
         let length = u32::MAX;
-        OptionHeader {
-            code: option,
-            length,
-        }
-        .encode(&mut bytes);
+        OptionHeader { code: option, length }.encode(&mut bytes);
         let (progress, output) = peer.send(&bytes);
         assert!(output.is_empty());
         let error = HandshakeError::OptionTooLong { option, length };
@@ -337,10 +321,7 @@ fn longest_name_is_looked_up() {
 #[test]
 fn name_with_nul_or_bad_utf8_is_an_error() {
     // Case 8.
-    for (name, error) in [
-        (&b"disk0\0"[..], BadString::Nul),
-        (b"disk\xff", BadString::NotUtf8),
-    ] {
+    for (name, error) in [(&b"disk0\0"[..], BadString::Nul), (b"disk\xff", BadString::NotUtf8)] {
         let mut peer = Peer::new();
         let mut payload = BytesMut::new();
         payload.put_u32(name.len() as u32);
@@ -412,19 +393,12 @@ fn go_tells_the_export_and_what_was_asked_for() {
     // Cases 13 and 15.
     let mut peer = Peer::new();
     peer.structured();
-    let infos = [
-        InfoType::BLOCK_SIZE,
-        InfoType(77),
-        InfoType::DESCRIPTION,
-        InfoType::NAME,
-        InfoType::NAME,
-        InfoType::EXPORT,
-    ];
+    let infos =
+        [InfoType::BLOCK_SIZE, InfoType(77), InfoType::DESCRIPTION, InfoType::NAME, InfoType::NAME, InfoType::EXPORT];
     let mut bytes = info_option(OptionCode::GO, "", &infos);
     bytes.put_slice(b"first request");
     let (progress, output) = peer.send(&bytes);
-    let flags =
-        TransmissionFlags::HAS_FLAGS | TransmissionFlags::READ_ONLY | TransmissionFlags::SEND_DF;
+    let flags = TransmissionFlags::HAS_FLAGS | TransmissionFlags::READ_ONLY | TransmissionFlags::SEND_DF;
     let size_bytes = SIZE;
     let expected = [
         OptionReply::Info(Info::Export { size_bytes, flags }),
@@ -449,10 +423,7 @@ fn go_without_wishes_tells_size_and_flags_alone() {
     let (_, output) = peer.send(&info_option(OptionCode::GO, "disk0", &[]));
     let flags = TransmissionFlags::HAS_FLAGS | TransmissionFlags::READ_ONLY;
     let size_bytes = SIZE;
-    let expected = [
-        OptionReply::Info(Info::Export { size_bytes, flags }),
-        OptionReply::Ack,
-    ];
+    let expected = [OptionReply::Info(Info::Export { size_bytes, flags }), OptionReply::Ack];
     assert_eq!(replies(OptionCode::GO, &output), expected);
 }
 
@@ -462,10 +433,7 @@ fn info_and_go_agree() {
     let mut peer = Peer::new();
     peer.structured();
     let infos = [InfoType::BLOCK_SIZE, InfoType::NAME];
-    let info = peer.exchange(
-        OptionCode::INFO,
-        &info_option(OptionCode::INFO, "disk1", &infos),
-    );
+    let info = peer.exchange(OptionCode::INFO, &info_option(OptionCode::INFO, "disk1", &infos));
     let (_, output) = peer.send(&info_option(OptionCode::GO, "disk1", &infos));
     assert_eq!(replies(OptionCode::GO, &output), info);
     assert_eq!(info.len(), 4);
@@ -603,11 +571,7 @@ fn bare_namespace_lists_but_does_not_select() {
     assert_eq!(peer.contexts(list, "disk0", &[BASE_ALLOCATION]), base);
     let ours = [context(0, RESIDENCY), OptionReply::Ack];
     assert_eq!(peer.contexts(list, "disk0", &["x-test:"]), ours);
-    let all = [
-        context(0, BASE_ALLOCATION),
-        context(0, RESIDENCY),
-        OptionReply::Ack,
-    ];
+    let all = [context(0, BASE_ALLOCATION), context(0, RESIDENCY), OptionReply::Ack];
     assert_eq!(peer.contexts(list, "disk0", &[]), all);
     // Listing selects nothing.
     assert!(peer.go("disk0").contexts.is_empty());
@@ -619,14 +583,7 @@ fn unknown_contexts_are_ignored() {
     let mut peer = Peer::new();
     peer.structured();
     for code in [OptionCode::SET_META_CONTEXT, OptionCode::LIST_META_CONTEXT] {
-        let queries = [
-            "qemu:dirty-bitmap:a",
-            "base:other",
-            "x-test",
-            ":",
-            "",
-            "base:allocation:",
-        ];
+        let queries = ["qemu:dirty-bitmap:a", "base:other", "x-test", ":", "", "base:allocation:"];
         assert_eq!(peer.contexts(code, "disk0", &queries), [OptionReply::Ack]);
     }
     let answer = peer.set_contexts("no", &[BASE_ALLOCATION]);
@@ -639,10 +596,7 @@ fn query_past_the_end_is_invalid() {
     let mut peer = Peer::new();
     peer.structured();
     let mut valid = BytesMut::new();
-    let request = MetaRequest {
-        export: "disk0",
-        queries: vec![BASE_ALLOCATION],
-    };
+    let request = MetaRequest { export: "disk0", queries: vec![BASE_ALLOCATION] };
     request.encode(OptionCode::SET_META_CONTEXT, &mut valid);
     let valid = &valid[OPTION_HEADER_BYTES..];
     for end in 0..valid.len() {
@@ -673,11 +627,7 @@ fn the_last_selection_counts_even_if_it_failed() {
     // Case 25.
     let mut peer = Peer::new();
     peer.structured();
-    let both = [
-        context(1, BASE_ALLOCATION),
-        context(2, RESIDENCY),
-        OptionReply::Ack,
-    ];
+    let both = [context(1, BASE_ALLOCATION), context(2, RESIDENCY), OptionReply::Ack];
     let queries = [RESIDENCY, BASE_ALLOCATION, RESIDENCY];
     assert_eq!(peer.set_contexts("disk0", &queries), both);
     let answer = peer.set_contexts("disk0", &[RESIDENCY]);
@@ -748,9 +698,7 @@ fn pipelined_options_do_not_pile_up_output() {
     let mut rounds = 0;
     loop {
         let mut output = BytesMut::new();
-        let progress = peer
-            .handshake
-            .advance(&mut peer.input, &exports, &mut output);
+        let progress = peer.handshake.advance(&mut peer.input, &exports, &mut output);
         assert!(output.len() < MAX_PENDING_OUTPUT_BYTES + 2 * MAX_STRING_BYTES);
         match progress {
             Progress::Continue => rounds += 1,
@@ -765,10 +713,7 @@ fn pipelined_options_do_not_pile_up_output() {
 fn client_without_fixed_newstyle_gets_export_name_only() {
     let mut peer = Peer::with(TlsPolicy::Unsupported, 0);
     let (progress, _) = peer.option(OptionCode::LIST, &[]);
-    assert_refused(
-        &progress,
-        &HandshakeError::NotFixedNewstyle(OptionCode::LIST),
-    );
+    assert_refused(&progress, &HandshakeError::NotFixedNewstyle(OptionCode::LIST));
 }
 
 #[test]

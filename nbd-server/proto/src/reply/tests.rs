@@ -29,10 +29,7 @@ fn simple_reply_has_the_bytes_of_the_specification() {
     let expected = b"\x67\x44\x66\x98\0\0\0\x6c\x01\x02\x03\x04\x05\x06\x07\x08\
         \x67\x44\x66\x98\0\0\0\0\x01\x02\x03\x04\x05\x06\x07\x08";
     assert_eq!(output, expected);
-    let header = Header::Simple {
-        cookie: COOKIE,
-        error: Some(ErrorCode::SHUTDOWN),
-    };
+    let header = Header::Simple { cookie: COOKIE, error: Some(ErrorCode::SHUTDOWN) };
     assert_eq!(Header::decode(&output), Ok(Some((header, SIMPLE_BYTES))));
 }
 
@@ -59,24 +56,14 @@ fn chunks_have_the_bytes_of_the_specification() {
     assert_eq!(output, expected);
 
     let mut output = Vec::new();
-    error_at(
-        &mut output,
-        COOKIE,
-        ChunkFlags::EMPTY,
-        ErrorCode::IO,
-        "no",
-        9,
-    );
+    error_at(&mut output, COOKIE, ChunkFlags::EMPTY, ErrorCode::IO, "no", 9);
     let expected = b"\x66\x8e\x33\xef\0\0\x80\x02\x01\x02\x03\x04\x05\x06\x07\x08\0\0\0\x10\
         \0\0\0\x05\0\x02no\0\0\0\0\0\0\0\x09";
     assert_eq!(output, expected);
 
     let mut output = Vec::new();
-    let extents = [
-        (512, StatusFlags::EMPTY),
-        (1024, StatusFlags::HOLE | StatusFlags::ZERO),
-    ]
-    .map(|(length, flags)| Extent { length, flags });
+    let extents = [(512, StatusFlags::EMPTY), (1024, StatusFlags::HOLE | StatusFlags::ZERO)]
+        .map(|(length, flags)| Extent { length, flags });
     block_status(&mut output, COOKIE, ChunkFlags::DONE, 1, &extents);
     let expected = b"\x66\x8e\x33\xef\0\x01\0\x05\x01\x02\x03\x04\x05\x06\x07\x08\0\0\0\x14\
         \0\0\0\x01\0\0\x02\0\0\0\0\0\0\0\x04\0\0\0\0\x03";
@@ -90,11 +77,7 @@ fn error_text_is_cut_at_whole_characters() {
     let mut output = Vec::new();
     error(&mut output, COOKIE, ChunkFlags::DONE, ErrorCode::IO, &text);
     match decode(&output) {
-        Ok(Chunk::Error {
-            error,
-            text,
-            offset: None,
-        }) => {
+        Ok(Chunk::Error { error, text, offset: None }) => {
             assert_eq!(error, ErrorCode::IO);
             assert_eq!(text, "€".repeat(4096 / 3));
         }
@@ -134,11 +117,7 @@ fn unknown_error_number_is_kept() {
 fn unknown_error_chunk_is_an_error_and_nothing_worse() {
     let kind = ChunkType(0x8123);
     let bytes = raw(ChunkFlags::DONE, kind, b"\0\0\0\x05\0\x02nofuture");
-    let expected = Chunk::Error {
-        error: ErrorCode::IO,
-        text: "no".to_owned(),
-        offset: None,
-    };
+    let expected = Chunk::Error { error: ErrorCode::IO, text: "no".to_owned(), offset: None };
     assert_eq!(decode(&bytes), Ok(expected));
 }
 
@@ -177,11 +156,7 @@ fn error_text_over_the_limit_is_refused() {
 
 #[test]
 fn huge_chunk_is_refused_at_its_header() {
-    for kind in [
-        ChunkType::BLOCK_STATUS,
-        ChunkType::ERROR,
-        ChunkType::ERROR_OFFSET,
-    ] {
+    for kind in [ChunkType::BLOCK_STATUS, ChunkType::ERROR, ChunkType::ERROR_OFFSET] {
         let header = chunk_header(ChunkFlags::DONE, kind, COOKIE, u32::MAX - 3);
         assert!(Header::decode(&header).is_err());
     }
@@ -189,8 +164,5 @@ fn huge_chunk_is_refused_at_its_header() {
 
 #[test]
 fn wrong_magic_is_refused() {
-    assert_eq!(
-        Header::decode(b"\x66\x8e\x33\xee"),
-        Err(ReplyError::BadMagic(0x668e_33ee))
-    );
+    assert_eq!(Header::decode(b"\x66\x8e\x33\xee"), Err(ReplyError::BadMagic(0x668e_33ee)));
 }

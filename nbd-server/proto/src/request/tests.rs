@@ -22,10 +22,7 @@ fn read_only() -> Geometry {
 
 /// An export that can do everything but FAST_ZERO.
 fn writable() -> Geometry {
-    Geometry {
-        flags: TransmissionFlags(0x5ff).without(TransmissionFlags::READ_ONLY),
-        ..read_only()
-    }
+    Geometry { flags: TransmissionFlags(0x5ff).without(TransmissionFlags::READ_ONLY), ..read_only() }
 }
 
 fn request(command: Command, offset: u64, length: u32) -> Request {
@@ -33,21 +30,11 @@ fn request(command: Command, offset: u64, length: u32) -> Request {
 }
 
 fn flagged(command: Command, flags: CommandFlags, offset: u64, length: u32) -> Request {
-    Request {
-        flags,
-        command,
-        cookie: Cookie(7),
-        offset,
-        length,
-    }
+    Request { flags, command, cookie: Cookie(7), offset, length }
 }
 
 fn read(offset: u64, length: u32) -> Checked {
-    Checked::Read {
-        offset,
-        length,
-        whole: false,
-    }
+    Checked::Read { offset, length, whole: false }
 }
 
 #[track_caller]
@@ -59,22 +46,13 @@ fn assert_refused(request: Request, export: &Geometry, expected: ErrorCode) {
     assert!(!text.is_empty() && text.len() <= crate::limits::MAX_STRING_BYTES);
 }
 
-const RANGED: [Command; 6] = [
-    Command::READ,
-    Command::WRITE,
-    Command::TRIM,
-    Command::CACHE,
-    Command::WRITE_ZEROES,
-    Command::BLOCK_STATUS,
-];
+const RANGED: [Command; 6] =
+    [Command::READ, Command::WRITE, Command::TRIM, Command::CACHE, Command::WRITE_ZEROES, Command::BLOCK_STATUS];
 
 #[test]
 fn wrong_magic_is_an_error() {
     // Case 27: known at the fourth byte already.
-    assert_eq!(
-        Request::decode(b"GET / HTTP"),
-        Err(BadRequestMagic(u32::from_be_bytes(*b"GET ")))
-    );
+    assert_eq!(Request::decode(b"GET / HTTP"), Err(BadRequestMagic(u32::from_be_bytes(*b"GET "))));
     assert!(Request::decode(b"GET ").is_err());
     assert_eq!(Request::decode(b"GET"), Ok(None));
 }
@@ -196,10 +174,7 @@ fn length_zero_is_answered() {
             assert!(request(command, offset, 0).check(&writable()).is_ok());
         }
     }
-    assert_eq!(
-        request(Command::READ, 9, 0).check(&read_only()),
-        Ok(read(9, 0))
-    );
+    assert_eq!(request(Command::READ, 9, 0).check(&read_only()), Ok(read(9, 0)));
     let flush = request(Command::FLUSH, 0, 0);
     assert_eq!(flush.check(&read_only()), Ok(Checked::Flush));
 }
@@ -211,10 +186,7 @@ fn unaligned_reads_are_right_when_the_minimum_is_one() {
         let request = request(Command::READ, offset, length);
         assert_eq!(request.check(&read_only()), Ok(read(offset, length)));
     }
-    let blocks = Geometry {
-        minimum_block_bytes: 512,
-        ..writable()
-    };
+    let blocks = Geometry { minimum_block_bytes: 512, ..writable() };
     for (length, offset) in [(512, 1), (513, 512), (1, 0)] {
         for command in RANGED {
             assert_refused(request(command, offset, length), &blocks, ErrorCode::INVAL);
@@ -227,18 +199,8 @@ fn unaligned_reads_are_right_when_the_minimum_is_one() {
 fn read_only_export_refuses_writes() {
     // Case 34.
     for command in [Command::WRITE, Command::TRIM, Command::WRITE_ZEROES] {
-        for (offset, length) in [
-            (0, 512),
-            (0, 0),
-            (SIZE, 512),
-            (u64::MAX, 512),
-            (0, u32::MAX),
-        ] {
-            assert_refused(
-                request(command, offset, length),
-                &read_only(),
-                ErrorCode::PERM,
-            );
+        for (offset, length) in [(0, 512), (0, 0), (SIZE, 512), (u64::MAX, 512), (0, u32::MAX)] {
+            assert_refused(request(command, offset, length), &read_only(), ErrorCode::PERM);
             let with_fua = flagged(command, CommandFlags::FUA, offset, length);
             assert_refused(with_fua, &read_only(), ErrorCode::PERM);
         }
@@ -262,12 +224,7 @@ fn payload_limit_holds_for_read_and_write() {
 #[test]
 fn requests_without_payload_have_no_payload_limit() {
     // Case 36.
-    for command in [
-        Command::TRIM,
-        Command::WRITE_ZEROES,
-        Command::CACHE,
-        Command::BLOCK_STATUS,
-    ] {
+    for command in [Command::TRIM, Command::WRITE_ZEROES, Command::CACHE, Command::BLOCK_STATUS] {
         assert!(request(command, 0, u32::MAX).check(&writable()).is_ok());
     }
 }
@@ -276,21 +233,11 @@ fn requests_without_payload_have_no_payload_limit() {
 fn df_needs_structured_replies() {
     // Case 40.
     let request = flagged(Command::READ, CommandFlags::DF, 0, 65536);
-    let expected = Checked::Read {
-        offset: 0,
-        length: 65536,
-        whole: true,
-    };
+    let expected = Checked::Read { offset: 0, length: 65536, whole: true };
     assert_eq!(request.check(&read_only()), Ok(expected));
-    let simple = Geometry {
-        structured: false,
-        ..read_only()
-    };
+    let simple = Geometry { structured: false, ..read_only() };
     assert_refused(request, &simple, ErrorCode::INVAL);
-    let unadvertised = Geometry {
-        flags: TransmissionFlags::HAS_FLAGS,
-        ..read_only()
-    };
+    let unadvertised = Geometry { flags: TransmissionFlags::HAS_FLAGS, ..read_only() };
     assert_refused(request, &unadvertised, ErrorCode::INVAL);
 }
 
@@ -298,16 +245,9 @@ fn df_needs_structured_replies() {
 fn block_status_needs_a_context() {
     // Cases 25 and 41.
     let request = flagged(Command::BLOCK_STATUS, CommandFlags::REQ_ONE, 0, 512);
-    let expected = Checked::BlockStatus {
-        offset: 0,
-        length: 512,
-        one_extent: true,
-    };
+    let expected = Checked::BlockStatus { offset: 0, length: 512, one_extent: true };
     assert_eq!(request.check(&read_only()), Ok(expected));
-    let none = Geometry {
-        block_status: false,
-        ..read_only()
-    };
+    let none = Geometry { block_status: false, ..read_only() };
     assert_refused(request, &none, ErrorCode::INVAL);
 }
 
@@ -319,18 +259,11 @@ fn fua_on_a_read_is_accepted() {
         assert_eq!(request.check(&export), Ok(read(0, 512)));
     }
     // A promise that was not made is not kept.
-    let no_fua = Geometry {
-        flags: writable().flags.without(TransmissionFlags::SEND_FUA),
-        ..writable()
-    };
+    let no_fua = Geometry { flags: writable().flags.without(TransmissionFlags::SEND_FUA), ..writable() };
     assert_eq!(request.check(&no_fua), Ok(read(0, 512)));
     let write = flagged(Command::WRITE, CommandFlags::FUA, 0, 512);
     assert_refused(write, &no_fua, ErrorCode::INVAL);
-    let expected = Checked::Write {
-        offset: 0,
-        length: 512,
-        fua: true,
-    };
+    let expected = Checked::Write { offset: 0, length: 512, fua: true };
     assert_eq!(write.check(&writable()), Ok(expected));
 }
 
@@ -340,48 +273,23 @@ fn fast_zero_must_be_advertised() {
     let flags = CommandFlags::FAST_ZERO | CommandFlags::NO_HOLE;
     let request = flagged(Command::WRITE_ZEROES, flags, 0, 512);
     assert_refused(request, &writable(), ErrorCode::INVAL);
-    let fast = Geometry {
-        flags: writable().flags | TransmissionFlags::SEND_FAST_ZERO,
-        ..writable()
-    };
-    let expected = Checked::WriteZeroes {
-        offset: 0,
-        length: 512,
-        fua: false,
-        no_hole: true,
-        fast: true,
-    };
+    let fast = Geometry { flags: writable().flags | TransmissionFlags::SEND_FAST_ZERO, ..writable() };
+    let expected = Checked::WriteZeroes { offset: 0, length: 512, fua: false, no_hole: true, fast: true };
     assert_eq!(request.check(&fast), Ok(expected));
 }
 
 #[test]
 fn commands_that_were_not_offered_are_invalid() {
-    let bare = Geometry {
-        flags: TransmissionFlags::HAS_FLAGS,
-        ..writable()
-    };
-    for command in [
-        Command::TRIM,
-        Command::WRITE_ZEROES,
-        Command::CACHE,
-        Command::FLUSH,
-    ] {
+    let bare = Geometry { flags: TransmissionFlags::HAS_FLAGS, ..writable() };
+    for command in [Command::TRIM, Command::WRITE_ZEROES, Command::CACHE, Command::FLUSH] {
         assert_refused(request(command, 0, 0), &bare, ErrorCode::INVAL);
     }
 }
 
 #[test]
 fn flush_takes_no_range() {
-    assert_refused(
-        request(Command::FLUSH, 0, 1),
-        &read_only(),
-        ErrorCode::INVAL,
-    );
-    assert_refused(
-        request(Command::FLUSH, 1, 0),
-        &read_only(),
-        ErrorCode::INVAL,
-    );
+    assert_refused(request(Command::FLUSH, 0, 1), &read_only(), ErrorCode::INVAL);
+    assert_refused(request(Command::FLUSH, 1, 0), &read_only(), ErrorCode::INVAL);
 }
 
 #[test]

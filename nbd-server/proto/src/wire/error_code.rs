@@ -80,9 +80,7 @@ impl From<&io::Error> for ErrorCode {
             io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => Self::PERM,
             io::ErrorKind::OutOfMemory => Self::NOMEM,
             io::ErrorKind::InvalidInput => Self::INVAL,
-            io::ErrorKind::StorageFull
-            | io::ErrorKind::QuotaExceeded
-            | io::ErrorKind::FileTooLarge => Self::NOSPC,
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge => Self::NOSPC,
             _ => Self::IO,
         }
     }

@@ -8,9 +8,7 @@ mod negotiation;
 mod transmission;
 
 pub use error_code::ErrorCode;
-pub use negotiation::{
-    ClientFlags, HandshakeFlags, InfoType, OptionCode, OptionReplyType, TransmissionFlags,
-};
+pub use negotiation::{ClientFlags, HandshakeFlags, InfoType, OptionCode, OptionReplyType, TransmissionFlags};
 pub use transmission::{ChunkFlags, ChunkType, Command, CommandFlags, Cookie, StatusFlags};
 
 /// First eight bytes of the server's greeting, `NBDMAGIC`.
