@@ -53,8 +53,8 @@ pub const SEGMENT_BYTES_MAX: u64 = 64 << 20;
 /// Segments into which the disk tier is divided at least, since it evicts whole segments.
 pub const SEGMENTS_MIN: u64 = 8;
 
-/// Frames that wait to be written to the disk tier; more are not cached.
-pub const DISK_QUEUE_MAX: usize = 256;
+/// Bytes of frames that wait to be written to the disk tier; more are not cached.
+pub const DISK_QUEUE_BYTES_MAX: u64 = 64 << 20;
 
 /// Sequential streams of reads that are followed at once in one image.
 pub const STREAMS_MAX: usize = 16;

@@ -4,7 +4,7 @@ mod segment;
 
 use std::collections::{HashMap, VecDeque};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 
 use bytes::Bytes;
@@ -13,7 +13,7 @@ use vmnetx_format::Digest;
 
 use self::segment::{Record, Segment};
 use crate::Error;
-use crate::limits::{DISK_QUEUE_MAX, SEGMENT_BYTES_MAX, SEGMENTS_MIN};
+use crate::limits::{DISK_QUEUE_BYTES_MAX, SEGMENT_BYTES_MAX, SEGMENTS_MIN};
 use crate::origin::open_frame;
 use crate::tier::{Arrivals, Found, Sender, Source, Tier, Wanted, Why};
 
@@ -21,7 +21,7 @@ use crate::tier::{Arrivals, Found, Sender, Source, Tier, Wanted, Why};
 #[derive(Debug)]
 pub struct DiskCache {
     shared: Arc<Shared>,
-    queue: Mutex<Option<mpsc::SyncSender<Record>>>,
+    queue: Mutex<Option<mpsc::Sender<Job>>>,
     writer: Mutex<Option<std::thread::JoinHandle<()>>>,
     _lock: std::fs::File,
 }
@@ -33,6 +33,8 @@ struct Shared {
     state: Mutex<State>,
     /// Writing failed, most likely for want of space: reading goes on.
     off: AtomicBool,
+    /// Bytes of frames that wait to be written.
+    queued_bytes: AtomicU64,
 }
 
 #[derive(Debug, Default)]
@@ -40,6 +42,14 @@ struct State {
     index: HashMap<Digest, Slot>,
     /// Oldest first; the last one is written to.
     segments: VecDeque<Arc<Segment>>,
+}
+
+/// What the writer is asked to do.
+#[derive(Debug)]
+enum Job {
+    Keep(Record),
+    /// Say when everything asked for before is done.
+    Flush(mpsc::Sender<()>),
 }
 
 #[derive(Debug, Clone)]
@@ -74,12 +84,18 @@ impl DiskCache {
         for segment in segment::list(dir).map_err(io)? {
             state.adopt(segment);
         }
-        let shared = Shared { dir: dir.to_owned(), max_bytes, state: Mutex::new(state), off: AtomicBool::new(false) };
+        let shared = Shared {
+            dir: dir.to_owned(),
+            max_bytes,
+            state: Mutex::new(state),
+            off: AtomicBool::new(false),
+            queued_bytes: AtomicU64::new(0),
+        };
         let shared = Arc::new(shared);
-        let (queue, records) = mpsc::sync_channel(DISK_QUEUE_MAX);
+        let (queue, jobs) = mpsc::channel();
         let writer = std::thread::Builder::new().name("disk-tier".into()).spawn({
             let shared = Arc::clone(&shared);
-            move || shared.write_all(&records)
+            move || shared.work(&jobs)
         });
         let writer = Mutex::new(Some(writer.map_err(io)?));
         Ok(Self { shared, queue: Mutex::new(Some(queue)), writer, _lock: lock })
@@ -119,8 +135,25 @@ impl DiskCache {
         if self.shared.off.load(Ordering::Relaxed) || self.contains(&record.digest) {
             return;
         }
+        let bytes = record.len();
+        if self.shared.queued_bytes.fetch_add(bytes, Ordering::Relaxed) + bytes > DISK_QUEUE_BYTES_MAX {
+            self.shared.queued_bytes.fetch_sub(bytes, Ordering::Relaxed);
+            return;
+        }
+        self.ask(Job::Keep(record));
+    }
+
+    /// Waits until everything that was found before is written. Not for async code.
+    pub fn flush(&self) {
+        let (done, wait) = mpsc::channel();
+        self.ask(Job::Flush(done));
+        // An error says that the writer has ended: there is nothing left to wait for.
+        let _ = wait.recv();
+    }
+
+    fn ask(&self, job: Job) {
         if let Some(queue) = &*self.queue.lock().unwrap_or_else(PoisonError::into_inner) {
-            let _ = queue.try_send(record);
+            let _ = queue.send(job);
         }
     }
 
@@ -145,8 +178,16 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn write_all(&self, records: &mpsc::Receiver<Record>) {
-        for record in records {
+    fn work(&self, jobs: &mpsc::Receiver<Job>) {
+        for job in jobs {
+            let record = match job {
+                Job::Keep(record) => record,
+                Job::Flush(done) => {
+                    let _ = done.send(());
+                    continue;
+                }
+            };
+            self.queued_bytes.fetch_sub(record.len(), Ordering::Relaxed);
             if self.off.load(Ordering::Relaxed) {
                 continue;
             }
