@@ -120,6 +120,7 @@ fn log_stats(stats: &Stats) {
             memory_chunks = counts.memory_chunks,
             disk_chunks = counts.disk_chunks,
             origin_chunks = counts.origin_chunks,
+            joined_chunks = counts.joined_chunks,
             read_ahead_chunks = counts.read_ahead_chunks,
             origin_bytes = counts.origin_bytes,
             "served"

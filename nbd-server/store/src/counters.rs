@@ -15,6 +15,7 @@ pub struct Counters {
     disk_chunks: AtomicU64,
     origin_chunks: AtomicU64,
     origin_bytes: AtomicU64,
+    joined_chunks: AtomicU64,
     read_ahead_chunks: AtomicU64,
     index_bytes: AtomicU64,
     failed_chunks: AtomicU64,
@@ -34,6 +35,8 @@ pub struct Counts {
     pub disk_chunks: u64,
     /// Chunks that came from the origin.
     pub origin_chunks: u64,
+    /// Chunks that another fetch was bringing already.
+    pub joined_chunks: u64,
     /// Stored bytes of the chunks and index nodes that came from the origin.
     pub origin_bytes: u64,
     /// Chunks among all of these that were read ahead.
@@ -55,6 +58,7 @@ impl Counters {
             memory_chunks: load(&self.memory_chunks),
             disk_chunks: load(&self.disk_chunks),
             origin_chunks: load(&self.origin_chunks),
+            joined_chunks: load(&self.joined_chunks),
             origin_bytes: load(&self.origin_bytes),
             read_ahead_chunks: load(&self.read_ahead_chunks),
             index_bytes: load(&self.index_bytes),
@@ -80,6 +84,7 @@ impl Counters {
             Source::Memory => &self.memory_chunks,
             Source::Disk => &self.disk_chunks,
             Source::Origin => &self.origin_chunks,
+            Source::Joined => &self.joined_chunks,
         };
         counter.fetch_add(1, Ordering::Relaxed);
         self.read_ahead_chunks.fetch_add(u64::from(ahead), Ordering::Relaxed);

@@ -60,7 +60,7 @@ pub const DISK_QUEUE_BYTES_MAX: u64 = 64 << 20;
 pub const STREAMS_MAX: usize = 16;
 
 /// Bytes ahead of a stream that are fetched when it is first seen.
-pub const READ_AHEAD_BYTES_MIN: u64 = 64 << 10;
+pub const READ_AHEAD_BYTES_MIN: u64 = 32 << 10;
 
 /// Bytes ahead of a stream that are fetched at most.
 pub const READ_AHEAD_BYTES_MAX: u64 = 2 << 20;

@@ -87,7 +87,6 @@ impl Store {
             chain = Arc::new(DiskTier::new(Arc::clone(disk), chain));
         }
         chain = Arc::new(MemoryTier::new(Arc::clone(&self.memory), chain));
-        chain = Arc::new(SingleFlight::new(chain));
-        (Tiers { memory: Arc::clone(&self.memory), chain }, last)
+        (Tiers { memory: Arc::clone(&self.memory), flights: Arc::new(SingleFlight::new(chain)) }, last)
     }
 }

@@ -37,6 +37,8 @@ pub enum Source {
     Disk,
     /// At the origin.
     Origin,
+    /// On its way: another fetch had asked for it already.
+    Joined,
 }
 
 /// A frame that was found, its plain bytes verified.

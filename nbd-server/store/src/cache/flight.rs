@@ -8,7 +8,7 @@ use tokio::sync::watch;
 use vmnetx_format::Digest;
 
 use crate::Error;
-use crate::tier::{Arrivals, Found, Sender, Tier, Wanted, Why};
+use crate::tier::{Arrivals, Found, Sender, Source, Tier, Wanted, Why};
 
 type Landing = Option<Result<Found, Error>>;
 
@@ -36,10 +36,10 @@ impl SingleFlight {
         Self { flights: Arc::default(), next }
     }
 
-    /// Frames that are being fetched now.
+    /// Whether the frame is being fetched now.
     #[must_use]
-    pub fn under_way(&self) -> usize {
-        self.flights.lock().len()
+    pub fn is_under_way(&self, digest: &Digest) -> bool {
+        self.flights.lock().contains_key(digest)
     }
 }
 
@@ -66,6 +66,7 @@ impl Tier for SingleFlight {
         {
             let mut map = self.flights.lock();
             for (index, frame) in wanted.into_iter().enumerate() {
+                let mut joined = true;
                 let landing = match map.entry(frame.digest) {
                     Entry::Occupied(entry) => entry.get().clone(),
                     Entry::Vacant(entry) => {
@@ -77,10 +78,11 @@ impl Tier for SingleFlight {
                             flights: Arc::clone(&self.flights),
                         }));
                         own.push(frame);
+                        joined = false;
                         waiter
                     }
                 };
-                tokio::spawn(wait(landing, sender.clone(), index));
+                tokio::spawn(wait(landing, joined, sender.clone(), index));
             }
         }
         if own.is_empty() {
@@ -101,10 +103,13 @@ impl Tier for SingleFlight {
     }
 }
 
-async fn wait(mut landing: watch::Receiver<Landing>, sender: Sender, index: usize) {
-    let result = match landing.wait_for(Option::is_some).await {
+async fn wait(mut landing: watch::Receiver<Landing>, joined: bool, sender: Sender, index: usize) {
+    let mut result = match landing.wait_for(Option::is_some).await {
         Ok(result) => result.clone().unwrap_or(Err(Error::Closing)),
         Err(_) => Err(Error::Closing),
     };
+    if let (true, Ok(found)) = (joined, &mut result) {
+        found.source = Source::Joined;
+    }
     sender.send(index, result);
 }

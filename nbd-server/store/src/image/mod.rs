@@ -3,6 +3,7 @@
 mod index;
 mod read_ahead;
 
+use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
@@ -11,7 +12,7 @@ use vmnetx_format::{BLOCK_BYTES, Geometry, LeafChunk, Roots};
 
 use self::index::{Index, Leaf};
 use self::read_ahead::ReadAhead;
-use crate::cache::MemoryCache;
+use crate::cache::{MemoryCache, SingleFlight};
 use crate::tier::{Arrivals, Tier, Wanted, Why};
 use crate::{Counters, Error};
 
@@ -23,8 +24,7 @@ const LEAF_BYTES: u64 = LEAF_BLOCKS as u64 * BLOCK_BYTES as u64;
 pub struct Image {
     name: String,
     index: Index,
-    memory: Arc<MemoryCache>,
-    tiers: Arc<dyn Tier>,
+    tiers: Tiers,
     counters: Arc<Counters>,
     read_ahead: Mutex<ReadAhead>,
 }
@@ -52,8 +52,8 @@ pub struct Extent {
 pub(crate) struct Tiers {
     /// The memory tier's cache, asked first and without waiting.
     pub(crate) memory: Arc<MemoryCache>,
-    /// All tiers, outermost first.
-    pub(crate) chain: Arc<dyn Tier>,
+    /// The outermost tier, before all others.
+    pub(crate) flights: Arc<SingleFlight>,
 }
 
 /// A chunk that a read touches: the part of it that is wanted, and where that part stands in the answer.
@@ -85,9 +85,10 @@ impl Piece {
 impl Image {
     pub(crate) fn new(name: String, geometry: Geometry, roots: Roots, tiers: Tiers) -> Self {
         let counters = Arc::new(Counters::default());
-        let index = Index::new(name.clone(), geometry, roots, Arc::clone(&tiers.chain), Arc::clone(&counters));
+        let outermost: Arc<dyn Tier> = Arc::<SingleFlight>::clone(&tiers.flights);
+        let index = Index::new(name.clone(), geometry, roots, outermost, Arc::clone(&counters));
         let read_ahead = Mutex::default();
-        Self { name, index, memory: tiers.memory, tiers: tiers.chain, counters, read_ahead }
+        Self { name, index, tiers, counters, read_ahead }
     }
 
     /// The image's name in its package.
@@ -130,7 +131,7 @@ impl Image {
                         push_zeros(out, zeros);
                         true
                     }
-                    Step::Chunk(touch) => self.memory.get(&touch.chunk.digest).is_some_and(|plain| {
+                    Step::Chunk(touch) => self.tiers.memory.get(&touch.chunk.digest).is_some_and(|plain| {
                         hits += 1;
                         push_data(out, &plain, &touch)
                     }),
@@ -142,6 +143,8 @@ impl Image {
             }
             at = stop;
         }
+        // A stream goes on while it is answered from memory, or its next miss would look like a new one.
+        self.follow(offset, end, false);
         self.counters.read(length);
         self.counters.hits(hits);
         true
@@ -217,7 +220,7 @@ impl Image {
         each_touch(leaf, at, stop, |step| {
             parts.push(match step {
                 Step::Zeros(zeros) => Part::Here(Piece::Zeros(zeros)),
-                Step::Chunk(touch) => match self.memory.get(&touch.chunk.digest) {
+                Step::Chunk(touch) => match self.tiers.memory.get(&touch.chunk.digest) {
                     Some(plain) => {
                         self.counters.hits(1);
                         let mut here = Vec::with_capacity(1);
@@ -236,7 +239,7 @@ impl Image {
         self.add_read_ahead(leaf, at, stop, &mut wanted);
         let mut plain: Vec<Option<Bytes>> = vec![None; demanded];
         if !wanted.is_empty() {
-            let mut arrivals = self.tiers.fetch(wanted, Why::Demand);
+            let mut arrivals = self.tiers.flights.fetch(wanted, Why::Demand);
             let mut missing = demanded;
             while missing > 0 {
                 let arrival = arrivals.next().await.ok_or(Error::Closing)?;
@@ -260,21 +263,23 @@ impl Image {
         Ok(())
     }
 
+    fn follow(&self, at: u64, stop: u64, missed: bool) -> Range<u64> {
+        self.read_ahead.lock().unwrap_or_else(PoisonError::into_inner).window(at, stop, missed)
+    }
+
     /// Adds the chunks that a sequential reader will want next, unless the memory tier has them.
     fn add_read_ahead(&self, leaf: &Leaf, at: u64, stop: u64, wanted: &mut Vec<Wanted>) {
-        let missed = !wanted.is_empty();
-        let window = {
-            let mut read_ahead = self.read_ahead.lock().unwrap_or_else(PoisonError::into_inner);
-            read_ahead.window(at, stop, missed)
-        };
+        let missed = wanted.iter().any(|frame| !self.tiers.flights.is_under_way(&frame.digest));
+        let window = self.follow(at, stop, missed);
         if window.is_empty() {
             return;
         }
         let leaf_end = (at / LEAF_BYTES + 1) * LEAF_BYTES;
         each_touch(leaf, window.start, window.end.min(leaf_end), |step| {
             if let Step::Chunk(touch) = step {
-                let known = self.memory.contains(&touch.chunk.digest);
-                if !known && !wanted.iter().any(|other| other.digest == touch.chunk.digest) {
+                let digest = &touch.chunk.digest;
+                let known = self.tiers.memory.contains(digest) || self.tiers.flights.is_under_way(digest);
+                if !known && !wanted.iter().any(|other| other.digest == *digest) {
                     wanted.push(want(touch.chunk));
                 }
             }
