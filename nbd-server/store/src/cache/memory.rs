@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
+use moka::policy::EvictionPolicy;
 use vmnetx_format::Digest;
 
 use crate::tier::{Arrivals, Found, Source, Tier, Wanted, Why};
@@ -24,7 +25,11 @@ impl MemoryCache {
     pub fn new(max_bytes: u64) -> Self {
         // moka's weights have 32 bits: bytes would do for one frame, and the capacity has 64.
         let weigh = |_: &Digest, plain: &Bytes| u32::try_from(plain.len()).unwrap_or(u32::MAX);
-        Self(moka::sync::Cache::builder().max_capacity(max_bytes).weigher(weigh).build())
+        // moka's own policy turns newcomers away in favour of what was used often, and chunks that were read ahead are
+        // newcomers that were never used: they would be fetched, dropped and fetched again.
+        let policy = EvictionPolicy::lru();
+        let builder = moka::sync::Cache::builder().max_capacity(max_bytes).weigher(weigh);
+        Self(builder.eviction_policy(policy).build())
     }
 
     /// The frame, if it is here; never waits.
