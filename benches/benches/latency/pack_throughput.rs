@@ -1,12 +1,10 @@
 //! Publishing a disk: the first version, and the same disk again.
 
-mod support;
-
-use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
-use support::{DATA_BYTES, Published};
+use crate::support::{DATA_BYTES, Published};
+use criterion::{BatchSize, Criterion, Throughput};
 use vmnetx_pack::{Silent, build};
 
-fn pack_throughput(criterion: &mut Criterion) {
+pub(crate) fn by_version(criterion: &mut Criterion) {
     let published = Published::new();
     let mut group = criterion.benchmark_group("build");
     group.sample_size(10).throughput(Throughput::Bytes(DATA_BYTES));
@@ -29,6 +27,3 @@ fn pack_throughput(criterion: &mut Criterion) {
     });
     group.finish();
 }
-
-criterion_group!(benches, pack_throughput);
-criterion_main!(benches);

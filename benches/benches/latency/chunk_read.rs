@@ -1,15 +1,13 @@
 //! What a 4 KiB read costs by the tier that has its chunk, and what a look at the index costs.
 
-mod support;
-
 use std::hint::black_box;
 
-use criterion::{Criterion, criterion_group, criterion_main};
-use support::{Offsets, Published};
+use crate::support::{Offsets, Published};
+use criterion::Criterion;
 use tokio::runtime::Runtime;
 use vmnetx_store::Options;
 
-fn chunk_read(criterion: &mut Criterion) {
+pub(crate) fn by_tier(criterion: &mut Criterion) {
     let runtime = Runtime::new().expect("a runtime");
     let published = Published::new();
     let mut group = criterion.benchmark_group("read 4 KiB");
@@ -33,8 +31,7 @@ fn chunk_read(criterion: &mut Criterion) {
         bencher.to_async(&runtime).iter(|| image.read(offsets.next(4096), 4096));
     });
 
-    let (_store, _package, image) =
-        runtime.block_on(published.open(Options { memory_bytes: 0, ..Options::default() }));
+    let (_store, _package, image) = runtime.block_on(published.open(Options { memory_bytes: 0, ..Options::default() }));
     let mut offsets = Offsets::new(4096);
     group.bench_function("origin in a directory", |bencher| {
         bencher.to_async(&runtime).iter(|| image.read(offsets.next(4096), 4096));
@@ -42,7 +39,7 @@ fn chunk_read(criterion: &mut Criterion) {
     group.finish();
 }
 
-fn index_lookup(criterion: &mut Criterion) {
+pub(crate) fn index_lookup(criterion: &mut Criterion) {
     let runtime = Runtime::new().expect("a runtime");
     let published = Published::new();
     let (_store, _package, image) = runtime.block_on(published.open_warm(Options::default()));
@@ -51,6 +48,3 @@ fn index_lookup(criterion: &mut Criterion) {
         bencher.to_async(&runtime).iter(|| image.extents(offsets.next(4096), 4096, 1));
     });
 }
-
-criterion_group!(benches, chunk_read, index_lookup);
-criterion_main!(benches);

@@ -6,21 +6,22 @@ use std::sync::Arc;
 use tempfile::TempDir;
 use vmnetx_format::machine::Machine;
 use vmnetx_pack::{BuildOptions, LEVEL_DEFAULT, Silent, build};
+use vmnetx_store::dir::Wait;
 use vmnetx_store::{Image, Location, Options, Package, Store};
 
 /// Bytes of data on the disk.
-pub const DATA_BYTES: u64 = 64 << 20;
+pub(crate) const DATA_BYTES: u64 = 64 << 20;
 /// Bytes of the disk.
-pub const DISK_BYTES: u64 = DATA_BYTES + (64 << 20);
+pub(crate) const DISK_BYTES: u64 = DATA_BYTES + (64 << 20);
 
 /// A repository with one package, in a directory that goes away with it.
-pub struct Published {
+pub(crate) struct Published {
     dir: TempDir,
 }
 
 impl Published {
     /// Publishes the disk.
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let dir = tempfile::tempdir().expect("a temporary directory");
         let published = Self { dir };
         std::fs::write(published.disk(), data()).expect("the disk's data");
@@ -31,33 +32,35 @@ impl Published {
     }
 
     /// The raw disk.
-    pub fn disk(&self) -> PathBuf {
+    pub(crate) fn disk(&self) -> PathBuf {
         self.dir.path().join("disk.img")
     }
 
     /// Where disk tiers and sockets of a bench may lie.
-    pub fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
 
     /// How the disk is published into the repository of this name.
-    pub fn options(&self, repository: &str) -> BuildOptions {
+    pub(crate) fn options(&self, repository: &str) -> BuildOptions {
         BuildOptions {
             repository: self.path(repository),
             name: "bench".parse().expect("a name"),
             disks: vec![("disk0".parse().expect("a name"), self.disk())],
-            machine: Machine::from_toml(include_str!("../../../qemu-configs/default.toml")).expect("the default machine"),
+            machine: Machine::from_toml(include_str!("../../../qemu-configs/default.toml"))
+                .expect("the default machine"),
             title: None,
             urls: Vec::new(),
             chunker: None,
             level: LEVEL_DEFAULT,
-            wait: Default::default(),
+            wait: Wait::No,
         }
     }
 
     /// Opens the package through a store of its own.
-    pub async fn open(&self, options: Options) -> (Store, Package, Arc<Image>) {
-        let location = Location { place: vmnetx_store::Place::Path(self.path("repository/bench.vmnetx")), version: None };
+    pub(crate) async fn open(&self, options: Options) -> (Store, Package, Arc<Image>) {
+        let link = self.path("repository/bench.vmnetx").display().to_string();
+        let location: Location = link.parse().expect("a path");
         let store = Store::open(options).expect("a store");
         let package = store.package(&location).await.expect("the package");
         let image = Arc::clone(package.disk("disk0").expect("the disk"));
@@ -65,7 +68,7 @@ impl Published {
     }
 
     /// The same with all of its data read once.
-    pub async fn open_warm(&self, options: Options) -> (Store, Package, Arc<Image>) {
+    pub(crate) async fn open_warm(&self, options: Options) -> (Store, Package, Arc<Image>) {
         let opened = self.open(options).await;
         let mut at = 0;
         while at < DATA_BYTES {
@@ -94,16 +97,16 @@ fn data() -> Vec<u8> {
 }
 
 /// A cheap row of offsets all over the data, multiples of `align`.
-pub struct Offsets(u64, u64);
+pub(crate) struct Offsets(u64, u64);
 
 impl Offsets {
     /// Starts the row.
-    pub const fn new(align: u64) -> Self {
+    pub(crate) const fn new(align: u64) -> Self {
         Self(0x9e37_79b9_7f4a_7c15, align)
     }
 
     /// The next offset at which `length` bytes can be read.
-    pub fn next(&mut self, length: u64) -> u64 {
+    pub(crate) fn next(&mut self, length: u64) -> u64 {
         self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         (self.0 >> 20) % ((DATA_BYTES - length) / self.1) * self.1
     }

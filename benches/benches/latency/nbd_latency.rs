@@ -1,15 +1,13 @@
 //! 4 KiB random reads over a Unix socket, warm, at queue depths 1 and 16: ours, and the `nbd` crate's server on a file.
 
-mod support;
-
 use std::io::Write;
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use criterion::{BenchmarkGroup, Criterion, Throughput, criterion_group, criterion_main};
-use support::{DISK_BYTES, Offsets, Published};
+use crate::support::{DISK_BYTES, Offsets, Published};
+use criterion::{BenchmarkGroup, Criterion, Throughput};
 use tokio::net::UnixStream;
 use tokio::runtime::Runtime;
 use tokio_util::sync::CancellationToken;
@@ -19,7 +17,7 @@ use vmnetx_store::Options;
 
 const READ_BYTES: u32 = 4096;
 
-fn nbd_latency(criterion: &mut Criterion) {
+pub(crate) fn by_depth(criterion: &mut Criterion) {
     let runtime = Runtime::new().expect("a runtime");
     let published = Published::new();
     let mut group = criterion.benchmark_group("NBD read 4 KiB");
@@ -90,13 +88,10 @@ fn serve_with_nbd_crate(socket: &Path, disk: &Path) {
     let file = Arc::new(std::fs::File::open(disk).expect("the disk"));
     std::thread::spawn(move || {
         let (mut stream, _) = listener.accept().expect("a client");
-        let export = nbd::Export { size: DISK_BYTES, readonly: true, ..Default::default() };
-        nbd::server::handshake(&mut stream, |_name| Ok(export.clone())).expect("a handshake");
+        let export = nbd::Export { size: DISK_BYTES, readonly: true, ..nbd::Export::default() };
+        nbd::server::handshake(&mut stream, |_name| Ok(export)).expect("a handshake");
         // Ends with an error when the client leaves.
         let _ = nbd::server::transmission(&mut stream, &mut &*file);
         let _ = stream.flush();
     });
 }
-
-criterion_group!(benches, nbd_latency);
-criterion_main!(benches);
