@@ -88,7 +88,7 @@ fn serve_with_nbd_crate(socket: &Path, disk: &Path) {
     let file = Arc::new(std::fs::File::open(disk).expect("the disk"));
     std::thread::spawn(move || {
         let (mut stream, _) = listener.accept().expect("a client");
-        let export = nbd::Export { size: DISK_BYTES, readonly: true, ..nbd::Export::default() };
+        let export: nbd::Export = nbd::Export { size: DISK_BYTES, readonly: true, ..nbd::Export::default() };
         nbd::server::handshake(&mut stream, |_name| Ok(export)).expect("a handshake");
         // Ends with an error when the client leaves.
         let _ = nbd::server::transmission(&mut stream, &mut &*file);

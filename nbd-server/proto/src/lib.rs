@@ -6,7 +6,8 @@
 //!
 //! - A server advances a [`handshake::Handshake`], takes requests from a [`request::Requests`], checks each against its
 //!   [`request::Geometry`], and writes replies with the functions of [`reply`].
-//! - A client is in [`client`] (feature `client`); the codec for both sides is in [`option`], [`request`] and [`reply`].
+//! - A client is in the module `client`, behind the feature of that name; the codec for both sides is in [`option`],
+//!   [`request`] and [`reply`].
 //! - The numbers of the protocol are in [`wire`], the limits of this crate in [`limits`].
 //!
 //! Nothing here panics on bytes of the other side, and no size that the other side sends is allocated unchecked.

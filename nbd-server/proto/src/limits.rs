@@ -6,7 +6,8 @@ pub const MAX_STRING_BYTES: usize = 4096;
 /// Longest option payload that is kept in memory and understood, in bytes.
 pub const MAX_OPTION_BYTES: u32 = 64 * 1024;
 
-/// Longest option payload that is read and dropped, to answer it with an error, in bytes. A longer one ends the session.
+/// Longest option payload that is read and dropped, to answer it with an error, in bytes. A longer one ends the
+/// session.
 pub const MAX_DROPPED_OPTION_BYTES: u32 = 1024 * 1024;
 
 /// Options that one client may send on a connection.

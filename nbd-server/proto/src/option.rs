@@ -16,7 +16,8 @@ pub const OPTION_HEADER_BYTES: usize = 16;
 /// Size of an option reply's header.
 pub const OPTION_REPLY_HEADER_BYTES: usize = 20;
 
-/// An option or its reply does not start as it must: the stream is out of step, or the other side speaks something else.
+/// An option or its reply does not start as it must: the stream is out of step, or the other side speaks something
+/// else.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("an option or its reply starts with {0:#018x} instead of the magic number")]
 pub struct BadMagic(pub u64);

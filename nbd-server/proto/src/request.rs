@@ -339,8 +339,8 @@ impl Requests {
         Self { dropping: None }
     }
 
-    /// Takes the next request from the front of `input`; `None` when more bytes are needed. A WRITE is given out when its whole
-    /// payload has been dropped.
+    /// Takes the next request from the front of `input`; `None` when more bytes are needed. A WRITE is given out when
+    /// its whole payload has been dropped.
     pub fn next(&mut self, input: &mut BytesMut) -> Result<Option<Request>, BadRequestMagic> {
         if self.dropping.is_none() {
             let Some(request) = Request::decode(input)? else {

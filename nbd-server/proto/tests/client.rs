@@ -261,3 +261,34 @@ async fn death_of_the_server_fails_everything() {
     }
     assert!(client.disconnect().await.is_err());
 }
+
+#[tokio::test]
+async fn nbdkit_is_read_too() {
+    // Its plugin `pattern` has the offset, in eight bytes, at every multiple of eight.
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("socket");
+    let _nbdkit = Command::new("/usr/bin/nbdkit")
+        .args(["--foreground", "--readonly", "--exit-with-parent", "-U"])
+        .arg(&socket)
+        .args(["pattern", "size=1G"])
+        .kill_on_drop(true)
+        .spawn()
+        .expect("start /usr/bin/nbdkit (Debian package nbdkit)");
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while UnixStream::connect(&socket).await.is_err() {
+        assert!(Instant::now() < deadline, "nbdkit does not listen");
+        sleep(Duration::from_millis(20)).await;
+    }
+    for mode in [Mode::Structured, Mode::Simple, Mode::ExportName] {
+        let stream = UnixStream::connect(&socket).await.unwrap();
+        let options = ConnectOptions::new("").with_mode(mode);
+        let client = Client::connect(stream, &options).await.unwrap();
+        assert_eq!(client.export().size_bytes, 1 << 30);
+        let data = client.read(512 * MIB, 4096).await.unwrap();
+        let expected: Vec<u8> = (0..512u64).flat_map(|i| (512 * MIB + 8 * i).to_be_bytes()).collect();
+        assert_eq!(data, expected);
+        client.disconnect().await.unwrap();
+    }
+    let stream = UnixStream::connect(&socket).await.unwrap();
+    assert_eq!(list(stream).await.unwrap().len(), 1);
+}

@@ -119,11 +119,7 @@ fn any_option(code: OptionCode, payload: &[u8]) -> Vec<u8> {
 }
 
 fn policy() -> impl Strategy<Value = TlsPolicy> {
-    prop_oneof![
-        Just(TlsPolicy::Unsupported),
-        Just(TlsPolicy::Offered),
-        Just(TlsPolicy::Required),
-    ]
+    prop_oneof![Just(TlsPolicy::Unsupported), Just(TlsPolicy::Offered), Just(TlsPolicy::Required),]
 }
 
 fn request() -> impl Strategy<Value = Request> {
@@ -344,8 +340,8 @@ proptest! {
         }
         let whole = negotiate(tls, [&bytes[..]]);
         let pieces = negotiate(tls, split(&bytes, &places));
-        // However the bytes are split, the server says and does the same. With TLS on offer it does not: bytes that come
-        // together with STARTTLS end the session.
+        // However the bytes are split, the server says and does the same. With TLS on offer it does not: bytes that
+        // come together with STARTTLS end the session.
         if tls == TlsPolicy::Unsupported {
             prop_assert_eq!(&whole.0, &pieces.0);
             prop_assert_eq!(&whole.1, &pieces.1);

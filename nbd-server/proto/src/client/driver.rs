@@ -17,8 +17,8 @@ use crate::reply::{CHUNK_HEADER_BYTES, ChunkHeader, DATA_HEADER_BYTES, Header};
 use crate::request::Request;
 use crate::wire::{ChunkType, Command, CommandFlags, Cookie, ErrorCode};
 
-/// Data that is missing is read directly to its place if it is at least this long, in bytes; else by way of the buffer, which
-/// also takes the replies behind it.
+/// Data that is missing is read directly to its place if it is at least this long, in bytes; else by way of the buffer,
+/// which also takes the replies behind it.
 const DIRECT_READ_BYTES: usize = 32 * 1024;
 
 /// The task.

@@ -12,11 +12,11 @@
 //! # }
 //! ```
 //!
-//! A task of the current tokio runtime owns the stream. It writes the requests that have been queued since it last ran in one
-//! go, and hands replies to whoever waits for them by their cookies. When the connection dies every request fails with the
-//! cause. Futures may be dropped at any time: the reply is then thrown away. Nothing here has a deadline of its own, as only
-//! the caller knows how long its server may take; the caller wraps what it awaits in a timeout. A TCP stream should have
-//! `nodelay` set.
+//! A task of the current tokio runtime owns the stream. It writes the requests that have been queued since it last ran
+//! in one go, and hands replies to whoever waits for them by their cookies. When the connection dies every request
+//! fails with the cause. Futures may be dropped at any time: the reply is then thrown away. Nothing here has a deadline
+//! of its own, as only the caller knows how long its server may take; the caller wraps what it awaits in a timeout. A
+//! TCP stream should have `nodelay` set.
 
 mod driver;
 mod error;

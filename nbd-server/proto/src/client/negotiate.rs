@@ -227,7 +227,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Talk<S> {
         self.ask(code, &bytes, take).await
     }
 
-    /// Sends an option and reads replies up to the one that acknowledges it; `take` gives back those that do not belong there.
+    /// Sends an option and reads replies up to the one that acknowledges it; `take` gives back those that do not belong
+    /// there.
     async fn ask(
         &mut self,
         option: OptionCode,

@@ -107,8 +107,8 @@ impl Shared {
         }
     }
 
-    /// Moves queued requests to the empty `writing`, and remembers whom to wake for more. Says whether the connection is to end,
-    /// and whether requests are in flight.
+    /// Moves queued requests to the empty `writing`, and remembers whom to wake for more. Says whether the connection
+    /// is to end, and whether requests are in flight.
     pub(super) fn take(&self, writing: &mut Vec<u8>, task: &Waker) -> (Closing, bool) {
         let mut queue = self.lock();
         if writing.is_empty() {

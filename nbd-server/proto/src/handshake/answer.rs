@@ -191,8 +191,8 @@ fn no_data(option: OptionCode, payload: &[u8]) -> Result<(), Refusal> {
     }
 }
 
-/// The contexts on offer that a query names. In a list, no query at all asks for all, and a bare namespace (`base:`) for all
-/// of it; when selecting neither selects any (NBD spec, "Metadata querying").
+/// The contexts on offer that a query names. In a list, no query at all asks for all, and a bare namespace (`base:`)
+/// for all of it; when selecting neither selects any (NBD spec, "Metadata querying").
 fn matching(offered: &[String], queries: &[&str], listing: bool) -> Vec<MetaContext> {
     let asked = |name: &str| {
         let in_namespace =

@@ -27,7 +27,8 @@ pub struct Listed {
 /// An export as it is described before transmission.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ExportInfo {
-    /// Its canonical name, at most [`MAX_STRING_BYTES`](crate::limits::MAX_STRING_BYTES); a client may have used another one.
+    /// Its canonical name, at most [`MAX_STRING_BYTES`](crate::limits::MAX_STRING_BYTES); a client may have used
+    /// another one.
     pub name: String,
     /// A text for people; empty for none.
     pub description: String,
@@ -37,7 +38,8 @@ pub struct ExportInfo {
     pub flags: TransmissionFlags,
     /// Its block sizes, told to a client that asks.
     pub block_size: BlockSize,
-    /// The metadata contexts on offer, such as [`BASE_ALLOCATION`](crate::wire::BASE_ALLOCATION). A context's id is its place here plus one.
+    /// The metadata contexts on offer, such as [`BASE_ALLOCATION`](crate::wire::BASE_ALLOCATION). A context's id is its
+    /// place here plus one.
     pub contexts: Vec<String>,
 }
 

@@ -1,4 +1,5 @@
-//! The server's side of the handshake as a state machine without I/O: bytes and exports go in, bytes and progress come out.
+//! The server's side of the handshake, a state machine without I/O: bytes and exports go in, bytes and progress come
+//! out.
 //!
 //! ```text
 //!  Greeting ──> ClientFlags ──> Options ──> Finished     GO, EXPORT_NAME: Transmission; ABORT: Aborted
@@ -12,7 +13,11 @@
 //! ```
 //! # use bytes::BytesMut;
 //! # use vmnetx_nbd_proto::handshake::*;
-//! # fn serve<E: Exports>(exports: &E, mut send: impl FnMut(&mut BytesMut), mut receive: impl FnMut(&mut BytesMut) -> usize) -> Option<Session<E::Handle>> {
+//! # fn serve<E: Exports>(
+//! #     exports: &E,
+//! #     mut send: impl FnMut(&mut BytesMut),
+//! #     mut receive: impl FnMut(&mut BytesMut) -> usize,
+//! # ) -> Option<Session<E::Handle>> {
 //! let (mut input, mut output) = (BytesMut::new(), BytesMut::new());
 //! let mut handshake = Handshake::new(Config::default());
 //! let session = loop {
