@@ -1,1 +1,4 @@
 //! Launches VMNetX packages.
+
+pub mod cli;
+pub mod vm;

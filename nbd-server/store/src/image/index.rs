@@ -72,9 +72,17 @@ impl Index {
         self.0.geometry
     }
 
-    /// Whether the root alone says that a leaf is a hole.
+    /// Whether the root, or an inner node that is here, says that a leaf is a hole.
     pub(super) fn is_hole(&self, leaf: u32) -> bool {
-        self.0.root_child(leaf).is_none()
+        let Inner { geometry, nodes, .. } = &*self.0;
+        let below = |node: Arc<Roots>| child(&node, leaf % INNER_FANOUT).is_none();
+        self.0.root_child(leaf).is_none() || (geometry.has_inner() && nodes.get(&(leaf / INNER_FANOUT)).is_some_and(below))
+    }
+
+    /// What to say of a leaf that gives a chunk another length than the chunk has.
+    pub(super) fn wrong_length(&self) -> Error {
+        let reason = "a chunk has not the length that it gives".to_owned();
+        self.0.damaged(TreeError::Damaged { node: "content leaf", reason })
     }
 
     /// The leaf, if it is here or is a hole.

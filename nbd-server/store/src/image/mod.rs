@@ -65,6 +65,15 @@ struct Touch<'a> {
     length: u64,
 }
 
+impl Touch<'_> {
+    /// The wanted part of the chunk, whose bytes have its digest. Nothing when the index gives the chunk another length
+    /// than it has: another index may have told the caches the true one.
+    fn cut(&self, plain: &Bytes) -> Option<Piece> {
+        let range = self.skip as usize..(self.skip + self.length) as usize;
+        (plain.len() == self.chunk.plain_len() as usize).then(|| Piece::Data(plain.slice(range)))
+    }
+}
+
 impl Piece {
     /// Bytes of the piece.
     #[must_use]
@@ -128,12 +137,12 @@ impl Image {
             let hit = self.index.leaf_now((at / LEAF_BYTES) as u32).is_some_and(|leaf| {
                 each_touch(&leaf, at, stop, |step| match step {
                     Step::Zeros(zeros) => {
-                        push_zeros(out, zeros);
+                        push_zeros(out, before, zeros);
                         true
                     }
                     Step::Chunk(touch) => self.tiers.memory.get(&touch.chunk.digest).is_some_and(|plain| {
                         hits += 1;
-                        push_data(out, &plain, &touch)
+                        touch.cut(&plain).map(|piece| out.push(piece)).is_some()
                     }),
                 })
             });
@@ -219,17 +228,15 @@ impl Image {
         let mut parts = Vec::new();
         each_touch(leaf, at, stop, |step| {
             parts.push(match step {
-                Step::Zeros(zeros) => Part::Here(Piece::Zeros(zeros)),
+                Step::Zeros(zeros) => Part::Zeros(zeros),
                 Step::Chunk(touch) => match self.tiers.memory.get(&touch.chunk.digest) {
                     Some(plain) => {
                         self.counters.hits(1);
-                        let mut here = Vec::with_capacity(1);
-                        push_data(&mut here, &plain, &touch);
-                        here.pop().map_or(Part::Here(Piece::Zeros(0)), Part::Here)
+                        Part::Here(plain, touch)
                     }
                     None => {
                         wanted.push(want(touch.chunk));
-                        Part::Waiting { index: wanted.len() - 1, skip: touch.skip, length: touch.length }
+                        Part::Waiting(wanted.len() - 1, touch)
                     }
                 },
             });
@@ -252,13 +259,17 @@ impl Image {
             self.count_rest(arrivals, demanded);
         }
         for part in parts {
-            out.push(match part {
-                Part::Here(piece) => piece,
-                Part::Waiting { index, skip, length } => {
-                    let plain = plain.get_mut(index).and_then(Option::take).ok_or(Error::Closing)?;
-                    Piece::Data(plain.slice(skip as usize..(skip + length) as usize))
+            let (plain, touch) = match part {
+                Part::Zeros(zeros) => {
+                    out.push(Piece::Zeros(zeros));
+                    continue;
                 }
-            });
+                Part::Here(plain, touch) => (plain, touch),
+                Part::Waiting(index, touch) => {
+                    (plain.get_mut(index).and_then(Option::take).ok_or(Error::Closing)?, touch)
+                }
+            };
+            out.push(touch.cut(&plain).ok_or_else(|| self.index.wrong_length())?);
         }
         Ok(())
     }
@@ -298,9 +309,11 @@ impl Image {
     }
 }
 
-enum Part {
-    Here(Piece),
-    Waiting { index: usize, skip: u64, length: u64 },
+/// A part of an answer in the making; a chunk that is waited for is known by its position in the list of the wanted.
+enum Part<'a> {
+    Zeros(u64),
+    Here(Bytes, Touch<'a>),
+    Waiting(usize, Touch<'a>),
 }
 
 enum Step<'a> {
@@ -312,26 +325,17 @@ fn want(chunk: &LeafChunk) -> Wanted {
     Wanted { digest: chunk.digest, plain_len: chunk.plain_len(), place: chunk.place.clone() }
 }
 
-fn push_zeros(out: &mut Vec<Piece>, zeros: u64) {
-    match out.last_mut() {
+/// Adds zeros to the pieces from `first` on, which are this answer's.
+fn push_zeros(out: &mut Vec<Piece>, first: usize, zeros: u64) {
+    match out.get_mut(first..).and_then(<[Piece]>::last_mut) {
         Some(Piece::Zeros(length)) => *length += zeros,
         _ => out.push(Piece::Zeros(zeros)),
     }
 }
 
-fn push_data(out: &mut Vec<Piece>, plain: &Bytes, touch: &Touch<'_>) -> bool {
-    // The tiers verified the chunk, so it has the length that the index gives.
-    let range = touch.skip as usize..(touch.skip + touch.length) as usize;
-    if range.end > plain.len() {
-        return false;
-    }
-    out.push(Piece::Data(plain.slice(range)));
-    true
-}
-
 /// Walks the chunks and holes of a leaf between two offsets of the image until `visit` says false; gives back what it
 /// said last.
-fn each_touch(leaf: &Leaf, at: u64, stop: u64, mut visit: impl FnMut(Step<'_>) -> bool) -> bool {
+fn each_touch<'a>(leaf: &'a Leaf, at: u64, stop: u64, mut visit: impl FnMut(Step<'a>) -> bool) -> bool {
     let base = at / LEAF_BYTES * LEAF_BYTES;
     let (mut at, stop) = (at - base, stop.saturating_sub(base));
     let block = BLOCK_BYTES as u64;

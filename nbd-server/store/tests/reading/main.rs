@@ -1,0 +1,19 @@
+//! Reading repositories through the public interface: every tier, whole images, caches that are damaged and servers that
+//! misbehave.
+
+mod conformance;
+mod faulty_tier;
+mod model;
+
+#[path = "../support/mod.rs"]
+#[allow(dead_code, reason = "the tests of other crates use other parts")]
+mod support;
+
+use std::future::Future;
+use std::time::Duration;
+
+/// Ends a test that hangs.
+pub(crate) async fn within<T>(seconds: u64, work: impl Future<Output = T>) -> T {
+    let deadline = Duration::from_secs(seconds);
+    tokio::time::timeout(deadline, work).await.expect("the test hangs")
+}

@@ -1,0 +1,94 @@
+//! The last step of publishing: manifest and layout object, then the link.
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use vmnetx_format::limits::RETAINED_MAX;
+use vmnetx_format::{
+    Digest, Envelope, LayoutObject, Link, Manifest, Roots, Version, layout_path, link_path, manifest_path,
+};
+use vmnetx_store::dir::Publisher;
+
+use super::{BuildOptions, BuildReport, Counts};
+use crate::Error;
+
+/// Writes manifest and layout object and replaces the link, unless it says all of that already.
+pub(super) fn publish(
+    publisher: &Publisher,
+    options: &BuildOptions,
+    before: Option<Envelope>,
+    manifest: &Manifest,
+    images: Vec<Roots>,
+    counts: Counts,
+) -> Result<BuildReport, Error> {
+    let manifest_bytes = manifest.encode();
+    let layout_bytes = LayoutObject { images }.encode();
+    let version = Version {
+        manifest: Digest::of(&manifest_bytes),
+        manifest_bytes: manifest_bytes.len() as u64,
+        layout: Digest::of(&layout_bytes),
+        layout_bytes: layout_bytes.len() as u64,
+        orders: Vec::new(),
+        published_unix_s: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()),
+    };
+    let old = before.map(|envelope| envelope.link);
+    let new = next_link(options, old.as_ref(), version);
+    let published = old.as_ref() != Some(&new);
+    // Also when nothing is published: what may have been damaged is whole again then.
+    publisher.put(&manifest_path(&new.current.manifest), &new.current.manifest, &manifest_bytes)?;
+    publisher.put(&layout_path(&new.current.layout), &new.current.layout, &layout_bytes)?;
+    let mut written_bytes = counts.written_bytes;
+    if published {
+        publisher.replace_link(&Envelope::unsigned(new.clone())?)?;
+        written_bytes += new.current.manifest_bytes + new.current.layout_bytes;
+    }
+    let disk_bytes = manifest.disks.iter().map(|disk| disk.size_bytes).sum();
+    Ok(BuildReport {
+        name: options.name.clone(),
+        link: publisher.repository().root().join(link_path(&options.name)),
+        published,
+        version: new.current.manifest,
+        layout: new.current.layout,
+        serial: new.serial,
+        disk_bytes,
+        data_bytes: counts.data_bytes,
+        // The last block of a disk may be partial, and counts as whole.
+        zero_bytes: disk_bytes.saturating_sub(counts.data_bytes),
+        chunks: counts.chunks,
+        new_chunks: counts.new_chunks,
+        new_bytes: counts.new_bytes,
+        written_bytes,
+    })
+}
+
+/// The link that is to be: `old` itself if nothing is new.
+fn next_link(options: &BuildOptions, old: Option<&Link>, version: Version) -> Link {
+    let title = options.title.clone().or_else(|| old.and_then(|old| old.title.clone()));
+    let repositories = match old {
+        Some(old) if options.urls.is_empty() => old.repositories.clone(),
+        _ => options.urls.clone(),
+    };
+    let fresh = |current| Link {
+        name: options.name.clone(),
+        title: title.clone(),
+        serial: 1,
+        repositories: repositories.clone(),
+        current,
+        retained: Vec::new(),
+    };
+    let Some(old) = old else { return fresh(version) };
+    let same = |a: &Version, b: &Version| a.manifest == b.manifest && a.layout == b.layout;
+    if same(&old.current, &version) && old.title == title && old.repositories == repositories {
+        return old.clone();
+    }
+    // The same manifest is the same version: with a new layout it takes its own place, and it is never retained beside
+    // itself. Orders belong to the version, whatever its layout.
+    let mut version = version;
+    let is_other = |known: &&Version| known.manifest != version.manifest;
+    let known = std::iter::once(&old.current).chain(&old.retained);
+    let retained: Vec<Version> = known.clone().filter(is_other).take(RETAINED_MAX).cloned().collect();
+    if let Some(twin) = known.clone().find(|known| known.manifest == version.manifest) {
+        version.orders.clone_from(&twin.orders);
+        version.published_unix_s = twin.published_unix_s;
+    }
+    Link { serial: old.serial.saturating_add(1), retained, ..fresh(version) }
+}

@@ -1,0 +1,141 @@
+//! `build`: publishes a version of a package.
+
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
+
+use url::Url;
+use vmnetx_format::machine::{MACHINE_BYTES_MAX, Machine, MachineError};
+use vmnetx_format::{Chunker, Name, Title};
+use vmnetx_store::dir::Wait;
+use vmnetx_store::size::parse_size_bytes;
+
+use super::output::{put, put_json, shown_bytes};
+use super::progress::Shown;
+use crate::{BuildOptions, BuildReport, Error, LEVEL_DEFAULT, build};
+
+/// The machine of a package whose publisher names none.
+const DEFAULT_MACHINE: &str = include_str!("../../../qemu-configs/default.toml");
+
+/// Publish a version of the package NAME into the repository REPO.
+///
+/// REPO is made if it does not exist. Chunks that it holds already, from whatever package, are not stored again.
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// The directory of the repository.
+    repo: PathBuf,
+    /// The package's name: letters, digits, '.', '_' and '-'.
+    name: Name,
+    /// The disks: regular files or block devices. Without names they are disk0, disk1 and so on.
+    #[arg(long, value_name = "[NAME=]FILE", required = true, num_args = 1..)]
+    disk: Vec<OsString>,
+    /// The format of the disks.
+    #[arg(long, value_name = "FORMAT", default_value = "raw", value_parser = ["raw"])]
+    format: String,
+    /// The virtual hardware, in TOML. Without it: a plain PC with one CPU and 1 GiB.
+    #[arg(long, value_name = "FILE")]
+    machine: Option<PathBuf>,
+    /// The title that people see.
+    #[arg(long, value_name = "TEXT")]
+    title: Option<Title>,
+    /// Where REPO can be read, the canonical URL first. Without it the link works wherever it lies.
+    #[arg(long, value_name = "URL", num_args = 1.., value_parser = parse_url)]
+    url: Vec<Url>,
+    /// The mean length of chunks of uninterrupted data. Without it: that of the version before, else 48K.
+    #[arg(long, value_name = "SIZE", value_parser = parse_size_bytes)]
+    chunk_size: Option<u64>,
+    /// The zstd level of chunks.
+    #[arg(long, value_name = "LEVEL", default_value_t = LEVEL_DEFAULT, value_parser = clap::value_parser!(i32).range(1..=22))]
+    level: i32,
+    /// Wait if another publisher works in REPO.
+    #[arg(long)]
+    wait: bool,
+    /// Print one JSON object, and no progress.
+    #[arg(long)]
+    json: bool,
+    /// Show no progress.
+    #[arg(long)]
+    quiet: bool,
+}
+
+pub(super) fn run(args: Args) -> Result<(), Error> {
+    let json = args.json;
+    let progress = Shown::new("read", args.json || args.quiet);
+    let report = build(&options(args)?, &progress)?;
+    drop(progress);
+    if json {
+        put_json(&report)
+    } else {
+        print(&report)
+    }
+    Ok(())
+}
+
+fn options(args: Args) -> Result<BuildOptions, Error> {
+    let chunker = args.chunk_size.map(Chunker::with_mean).transpose();
+    Ok(BuildOptions {
+        repository: args.repo,
+        name: args.name,
+        disks: args.disk.iter().enumerate().map(|(index, text)| disk(index, text)).collect::<Result<_, _>>()?,
+        machine: machine(args.machine)?,
+        title: args.title,
+        urls: args.url,
+        chunker: chunker.map_err(|error| Error::Usage(error.to_string()))?,
+        level: args.level,
+        wait: if args.wait { Wait::Yes } else { Wait::No },
+    })
+}
+
+/// A disk's name and file. `NAME=` counts as a name only if it can be one: `./a=b` is a file.
+fn disk(index: usize, text: &OsStr) -> Result<(Name, PathBuf), Error> {
+    let bytes = text.as_bytes();
+    let named = bytes.iter().position(|&byte| byte == b'=').and_then(|at| {
+        let name: Name = std::str::from_utf8(&bytes[..at]).ok()?.parse().ok()?;
+        Some((name, PathBuf::from(OsStr::from_bytes(&bytes[at + 1..]))))
+    });
+    match named {
+        Some(named) => Ok(named),
+        None => {
+            let name = format!("disk{index}").parse().map_err(|error| Error::Usage(format!("{error}")))?;
+            Ok((name, text.into()))
+        }
+    }
+}
+
+fn machine(file: Option<PathBuf>) -> Result<Machine, Error> {
+    let Some(path) = file else { return Ok(Machine::from_toml(DEFAULT_MACHINE)?) };
+    let read = Error::file("read machine description", &path);
+    let mut text = String::new();
+    let opened = std::fs::File::open(&path).and_then(|file| {
+        // One byte more than may be shows that there is more.
+        std::io::Read::read_to_string(&mut std::io::Read::take(file, MACHINE_BYTES_MAX as u64 + 1), &mut text)
+    });
+    opened.map_err(read)?;
+    Machine::from_toml(&text).map_err(|source: MachineError| Error::MachineFile { path, source })
+}
+
+/// A repository's URL is that of a folder, so it ends in a slash whether the user wrote one or not.
+fn parse_url(text: &str) -> Result<Url, url::ParseError> {
+    let mut url: Url = text.parse()?;
+    if !url.path().ends_with('/') && url.query().is_none() && url.fragment().is_none() {
+        let path = format!("{}/", url.path());
+        url.set_path(&path);
+    }
+    Ok(url)
+}
+
+fn print(report: &BuildReport) {
+    let BuildReport { name, serial, version, chunks, new_chunks, .. } = report;
+    if report.published {
+        put(&format!("published {name}, serial {serial}"));
+    } else {
+        put(&format!("{name} is published just so already, serial {serial}: nothing was changed"));
+    }
+    put(&format!("version   {version}"));
+    put(&format!("link      {}", report.link.display()));
+    let [data, zero, new, written] =
+        [report.data_bytes, report.zero_bytes, report.new_bytes, report.written_bytes].map(shown_bytes);
+    put(&format!("disks     {data} of data, {zero} of zeros"));
+    put(&format!("chunks    {chunks}, of them {new_chunks} new ({new})"));
+    put(&format!("written   {written}"));
+}

@@ -1,0 +1,47 @@
+//! The command line of `vmnetx-pack`, which is also `vmnetx pack`.
+
+mod build;
+mod output;
+mod progress;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use vmnetx_store::failure::{Told, tell};
+
+use self::output::say;
+use crate::Error;
+
+/// Publishes disks as packages: static files that any web server can serve.
+#[derive(Debug, Parser)]
+pub struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Build(Box<build::Args>),
+}
+
+/// Runs a command to its end and tells of its failure.
+#[must_use]
+pub fn main(args: Args) -> ExitCode {
+    match run(args) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            say(&tell(&error));
+            ExitCode::from(error.class().exit_code())
+        }
+    }
+}
+
+/// Runs a command to its end.
+///
+/// # Errors
+/// Why it failed.
+pub fn run(args: Args) -> Result<(), Error> {
+    match args.command {
+        Command::Build(args) => build::run(*args),
+    }
+}

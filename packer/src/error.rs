@@ -1,0 +1,194 @@
+//! Why publishing, checking or exporting a package fails.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use vmnetx_format::machine::MachineError;
+use vmnetx_format::{Digest, LinkError, ManifestError, Name, TreeError};
+use vmnetx_store::dir::DirError;
+use vmnetx_store::failure::{Class, Told};
+
+/// Why a command of the packer fails.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The repository cannot be read or written.
+    #[error(transparent)]
+    Repository(#[from] DirError),
+    /// A published package cannot be read.
+    #[error(transparent)]
+    Read(#[from] vmnetx_store::Error),
+    /// A file outside the repository cannot be read or written.
+    #[error("{action} {}", path.display())]
+    File {
+        /// What was tried, as a verb: "read disk image".
+        action: &'static str,
+        /// Which file.
+        path: PathBuf,
+        /// What the system says.
+        #[source]
+        source: io::Error,
+    },
+    /// Something that can hold no disk image.
+    #[error("{} is neither a regular file nor a block device", path.display())]
+    NoDisk {
+        /// Which file.
+        path: PathBuf,
+    },
+    /// A disk image was written to while it was read.
+    #[error("disk image {} changed while it was read: {change}", path.display())]
+    DiskChanged {
+        /// Which file.
+        path: PathBuf,
+        /// What is not as it was.
+        change: &'static str,
+    },
+    /// A disk image is too large.
+    #[error("disk image {}", path.display())]
+    DiskTooLarge {
+        /// Which file.
+        path: PathBuf,
+        /// How large it may be.
+        #[source]
+        source: TreeError,
+    },
+    /// Two disks were given one name.
+    #[error("two disks are named {0}")]
+    DuplicateDisk(Name),
+    /// The machine description cannot be taken.
+    #[error(transparent)]
+    Machine(#[from] MachineError),
+    /// The file with the machine description cannot be taken.
+    #[error("{}", path.display())]
+    MachineFile {
+        /// Which file.
+        path: PathBuf,
+        /// What is wrong with it.
+        #[source]
+        source: MachineError,
+    },
+    /// What was built is no manifest, for example because it has too many disks.
+    #[error("describe the package")]
+    Manifest(#[from] ManifestError),
+    /// What is to be published is no link, for example because of a URL.
+    #[error("write the link")]
+    Link(#[from] LinkError),
+    /// The link is signed, and what would be published is not.
+    #[error("the link of {0} is signed, and publishing would drop its signature")]
+    Signed(Name),
+    /// An index cannot be put together.
+    #[error("write an index")]
+    Tree(#[from] TreeError),
+    /// zstd fails, which in practice is a lack of memory.
+    #[error("compress")]
+    Compress(#[source] io::Error),
+    /// More chunks than are counted.
+    #[error("the repository and these disks have more than {} chunks", crate::limits::CHUNKS_MAX)]
+    TooManyChunks,
+    /// A thread of the packer ended without a result.
+    #[error("a thread of the packer ended early")]
+    Stopped,
+    /// A package has no disk of that name.
+    #[error("{link} has no disk {disk:?}; it has {disks}")]
+    NoSuchDisk {
+        /// The link.
+        link: String,
+        /// What was asked for.
+        disk: String,
+        /// What there is.
+        disks: String,
+    },
+    /// A link has no such version.
+    #[error("{link} has no version {version}")]
+    NoSuchVersion {
+        /// The link.
+        link: String,
+        /// What was asked for.
+        version: Digest,
+    },
+    /// An index leads to bytes that are not what it says.
+    #[error("disk {disk}, bytes {start} to {end}")]
+    Damaged {
+        /// Which disk.
+        disk: Name,
+        /// The first byte that cannot be had.
+        start: u64,
+        /// The byte behind the last one.
+        end: u64,
+        /// What is wrong.
+        #[source]
+        source: Damage,
+    },
+    /// The file to be written is there already.
+    #[error("{} exists already", .0.display())]
+    Exists(PathBuf),
+    /// `verify` found damage.
+    #[error("{0} found")]
+    Findings(String),
+    /// The address to serve at cannot be used.
+    #[error("listen on {address}")]
+    Listen {
+        /// Which address.
+        address: String,
+        /// What the system says.
+        #[source]
+        source: io::Error,
+    },
+    /// The command line contradicts itself.
+    #[error("{0}")]
+    Usage(String),
+}
+
+/// What is wrong with a frame or a node.
+#[derive(Debug, thiserror::Error)]
+pub enum Damage {
+    /// It cannot be read.
+    #[error(transparent)]
+    Repository(#[from] DirError),
+    /// It does not decompress.
+    #[error(transparent)]
+    Frame(#[from] vmnetx_format::FrameError),
+    /// It decompresses to something else.
+    #[error("a frame's bytes do not have the digest {0}")]
+    Digest(Digest),
+    /// It is no node.
+    #[error(transparent)]
+    Tree(#[from] TreeError),
+}
+
+impl Error {
+    pub(crate) fn file(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
+        move |source| Self::File { action, path: path.to_owned(), source }
+    }
+}
+
+impl Told for Error {
+    fn class(&self) -> Class {
+        match self {
+            Self::Repository(error) => error.class(),
+            Self::Read(error) => error.class(),
+            Self::File { source, .. } => Class::of_io(source),
+            Self::NoDisk { .. } | Self::DuplicateDisk(_) | Self::Machine(_) | Self::Usage(_) => Class::Usage,
+            Self::MachineFile { .. } | Self::DiskTooLarge { .. } | Self::Manifest(_) | Self::Link(_) => Class::Usage,
+            Self::NoSuchDisk { .. } | Self::NoSuchVersion { .. } | Self::Exists(_) => Class::Usage,
+            Self::Damaged { source: Damage::Repository(error), .. } if !error.is_not_found() => error.class(),
+            Self::Damaged { .. } | Self::Findings(_) => Class::Integrity,
+            Self::Listen { .. } => Class::Host,
+            Self::DiskChanged { .. } | Self::Signed(_) | Self::Tree(_) | Self::Compress(_) => Class::Failure,
+            Self::TooManyChunks | Self::Stopped => Class::Failure,
+        }
+    }
+
+    fn hint(&self) -> Option<String> {
+        Some(match self {
+            Self::Repository(error) => return error.hint(),
+            Self::Read(error) => return error.hint(),
+            Self::DiskChanged { .. } => "shut the VM down, or publish a snapshot of its disk".into(),
+            Self::NoDisk { .. } => "give a raw image; other formats convert with `qemu-img convert -O raw`".into(),
+            Self::DuplicateDisk(_) => "name each disk: --disk NAME=FILE".into(),
+            Self::Exists(_) => "say --force to replace it".into(),
+            Self::Damaged { .. } => "`vmnetx-pack verify` finds all damage; bring it back from a mirror".into(),
+            Self::Signed(_) => "remove the link file first if readers no longer expect a signature".into(),
+            _ => return None,
+        })
+    }
+}

@@ -1,0 +1,16 @@
+//! How much the packer holds in memory and keeps waiting.
+
+/// Spans of a leaf's 16 MiB that are read, hashed, compressed or written at the same time; each has its own buffer.
+pub const SPANS_IN_FLIGHT: usize = 4;
+
+/// Finished packs that wait to be flushed to the disk.
+pub const SEALS_WAITING: usize = 4;
+
+/// Leaves whose layout waits for the pack that is being written; when there are more, that pack is ended early.
+pub const LEAVES_WAITING: usize = 1024;
+
+/// Chunks that one repository's catalogue and one build may know together.
+pub const CHUNKS_MAX: usize = u32::MAX as usize;
+
+/// Damaged places that `verify` lists.
+pub const FINDINGS_MAX: usize = 1000;

@@ -1,0 +1,25 @@
+//! What a long piece of work says about how far it is.
+
+/// Takes note of how far a piece of work is. Only the command line shows it.
+pub trait Progress: Sync {
+    /// The work has so many bytes.
+    fn total(&self, bytes: u64);
+
+    /// So many more bytes are done.
+    fn advance(&self, bytes: u64);
+
+    /// Something that the user should know, though it stops nothing.
+    fn warn(&self, text: &str);
+}
+
+/// Shows nothing.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Silent;
+
+impl Progress for Silent {
+    fn total(&self, _bytes: u64) {}
+
+    fn advance(&self, _bytes: u64) {}
+
+    fn warn(&self, _text: &str) {}
+}

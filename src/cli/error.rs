@@ -1,0 +1,66 @@
+//! Why a command of `vmnetx` fails.
+
+use std::io;
+use std::path::PathBuf;
+
+use vmnetx_format::Name;
+use vmnetx_store::failure::{Class, Told};
+
+use crate::vm;
+
+/// A command that failed.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The package cannot be read.
+    #[error(transparent)]
+    Store(#[from] vmnetx_store::Error),
+    /// The package's disks cannot be served.
+    #[error(transparent)]
+    Nbd(#[from] vmnetx_nbd::Error),
+    /// The machine cannot be launched.
+    #[error(transparent)]
+    Vm(#[from] vm::Error),
+    /// `--persist` names a disk that the package does not have.
+    #[error("--persist names the disk {name}, which the package does not have; it has {known}")]
+    NoDisk {
+        /// What was asked for.
+        name: Name,
+        /// What there is.
+        known: String,
+    },
+    /// `--persist` names a disk twice.
+    #[error("--persist names the disk {0} twice")]
+    RepeatedDisk(Name),
+    /// The file for the serial port's output.
+    #[error("create {}", file.display())]
+    SerialFile {
+        /// The file.
+        file: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// The runtime cannot start.
+    #[error("start the runtime")]
+    Runtime(#[source] io::Error),
+}
+
+impl Told for Error {
+    fn class(&self) -> Class {
+        match self {
+            Self::Store(error) => error.class(),
+            Self::Nbd(error) => error.class(),
+            Self::Vm(error) => error.class(),
+            Self::NoDisk { .. } | Self::RepeatedDisk(_) | Self::SerialFile { .. } => Class::Usage,
+            Self::Runtime(_) => Class::Host,
+        }
+    }
+
+    fn hint(&self) -> Option<String> {
+        match self {
+            Self::Store(error) => error.hint(),
+            Self::Nbd(error) => error.hint(),
+            Self::Vm(error) => error.hint(),
+            Self::NoDisk { .. } | Self::RepeatedDisk(_) | Self::SerialFile { .. } | Self::Runtime(_) => None,
+        }
+    }
+}

@@ -1,0 +1,154 @@
+//! What can go wrong with a launch.
+
+use std::io;
+use std::path::PathBuf;
+use std::process::ExitStatus;
+
+use vmnetx_format::machine::MachineError;
+use vmnetx_format::{Digest, Name};
+use vmnetx_store::failure::{Class, Told};
+
+use super::limits::{SOCKET_PATH_BYTES_MAX, START_DEADLINE};
+
+/// A launch that failed.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A program that is needed is not there.
+    #[error("find {program}: not installed, or not in PATH")]
+    NoProgram {
+        /// What was looked for.
+        program: PathBuf,
+        /// The package that holds it, in Debian's words.
+        package: &'static str,
+    },
+    /// The machine cannot have been meant.
+    #[error("machine description: {0}")]
+    Machine(#[from] MachineError),
+    /// The machine is described but not handled.
+    #[error("the machine asks for {0}, which this version of vmnetx does not handle yet")]
+    NotHandled(&'static str),
+    /// A serial port was asked for and the machine has none.
+    #[error("the machine has no serial port")]
+    NoSerial,
+    /// KVM was demanded and does not work.
+    #[error("KVM cannot run a guest here: {0}")]
+    NoKvm(String),
+    /// The private directory of the run.
+    #[error("create a directory for this run in {}", base.display())]
+    RunDir {
+        /// Where.
+        base: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// A path that Unix sockets cannot have.
+    #[error("socket path {} has more than {SOCKET_PATH_BYTES_MAX} bytes", .0.display())]
+    SocketPath(PathBuf),
+    /// A path that cannot be told to QEMU.
+    #[error("path {} is not UTF-8, which QEMU's options must be", .0.display())]
+    PathNotText(PathBuf),
+    /// A socket of the run, a file or a process of ours.
+    #[error("{doing}")]
+    Io {
+        /// What was being done.
+        doing: String,
+        /// Why it failed.
+        source: io::Error,
+    },
+    /// qemu-img, or QEMU asked for its abilities, failed.
+    #[error("{doing}: {words}")]
+    Tool {
+        /// What was being done.
+        doing: String,
+        /// What the program said.
+        words: String,
+    },
+    /// The overlay belongs to another version of the package.
+    #[error("overlay {} was made for version {bound} of its package, not for {wanted}", file.display())]
+    OtherVersion {
+        /// The overlay.
+        file: PathBuf,
+        /// The version it belongs to.
+        bound: Digest,
+        /// The version that is to run.
+        wanted: Digest,
+    },
+    /// The overlay belongs to another disk.
+    #[error("overlay {} was made for the disk {bound}, not for {wanted}", file.display())]
+    OtherDisk {
+        /// The overlay.
+        file: PathBuf,
+        /// The disk it belongs to.
+        bound: Name,
+        /// The disk it was named for.
+        wanted: Name,
+    },
+    /// The file is not an overlay that vmnetx made.
+    #[error("{} is not an overlay made by vmnetx: {why}", file.display())]
+    NotOurs {
+        /// The file.
+        file: PathBuf,
+        /// How that shows.
+        why: String,
+    },
+    /// Another process has the overlay open.
+    #[error("overlay {} is in use by another process", .0.display())]
+    OverlayBusy(PathBuf),
+    /// QEMU ended before the guest did.
+    #[error("QEMU ended unasked ({status}): {words}")]
+    QemuDied {
+        /// How it ended.
+        status: ExitStatus,
+        /// The last that it said.
+        words: String,
+    },
+    /// QEMU did not come up.
+    #[error("QEMU did not answer within {} s of its start: {words}", START_DEADLINE.as_secs())]
+    StartTimeout {
+        /// The last that it said.
+        words: String,
+    },
+    /// QEMU outlived SIGKILL.
+    #[error("QEMU (process {pid}) does not end, even when killed")]
+    Unkillable {
+        /// Its process id.
+        pid: u32,
+    },
+    /// QEMU's monitor does not do what it should.
+    #[error("control QEMU")]
+    Qmp(#[from] super::qmp::QmpError),
+}
+
+impl Error {
+    pub(super) fn io(doing: impl Into<String>, source: io::Error) -> Self {
+        Self::Io { doing: doing.into(), source }
+    }
+
+}
+
+impl Told for Error {
+    fn class(&self) -> Class {
+        match self {
+            Self::NoProgram { .. } | Self::NoKvm(_) | Self::RunDir { .. } | Self::SocketPath(_) => Class::Host,
+            Self::NoSerial | Self::PathNotText(_) => Class::Usage,
+            Self::OtherVersion { .. } | Self::OtherDisk { .. } | Self::NotOurs { .. } => Class::Usage,
+            _ => Class::Failure,
+        }
+    }
+
+    fn hint(&self) -> Option<String> {
+        Some(match self {
+            Self::NoProgram { package, .. } => format!("install it (Debian: apt install {package}), or say where it is"),
+            Self::NoKvm(_) => "use --accel tcg, which needs no KVM and is slower".to_owned(),
+            Self::SocketPath(_) => "set TMPDIR to a directory with a shorter path".to_owned(),
+            Self::OtherVersion { bound, .. } => {
+                format!("run the version it was made for (LINK#b3={bound}), or name a file that does not exist yet")
+            }
+            Self::OtherDisk { bound, file, .. } => format!("use --persist {bound}={}", file.display()),
+            Self::NotOurs { .. } => "name a file that does not exist yet; it is created".to_owned(),
+            Self::OverlayBusy(_) => "end the VM that uses it, or name another file".to_owned(),
+            Self::NoSerial => "leave out --serial, or publish the machine with `serial = true`".to_owned(),
+            _ => return None,
+        })
+    }
+}

@@ -1,0 +1,312 @@
+//! Launches a virtual machine: QEMU on disks that an NBD server holds, with what the guest writes kept on this side.
+//!
+//! ```text
+//!   launch
+//!     │
+//!  Preparing ─── programs, run directory, accelerator, overlays
+//!     │
+//!  Starting ──── QEMU runs; it connects to our sockets for its monitor and its serial port
+//!     │
+//!  Running ◀───▶ Standing      a disk failed; continued every few seconds (module `watch`)
+//!     │  │
+//!     │  └────── Ending        cancelled: QMP quit, then SIGTERM, then SIGKILL
+//!     │            │
+//!   Ended ◀────────┘           nothing is left: no process, no socket, no temporary overlay
+//! ```
+//!
+//! From every state an error leads to the end, too. If this process is killed, QEMU dies with it (module `process`), and
+//! the next launch removes its directory (module `run_dir`).
+//!
+//! This module opens no URL. QEMU runs sandboxed as the user of this process and is given paths of sockets and overlays
+//! only; what the package says about the machine has passed the types of [`Machine`].
+
+use std::path::{Path, PathBuf};
+
+use rustix::process::Signal;
+use tokio::net::{UnixListener, UnixStream};
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+use vmnetx_format::machine::{Firmware, Machine};
+use vmnetx_format::{Digest, Name};
+
+mod accel;
+mod command;
+mod display;
+mod error;
+mod limits;
+mod overlay;
+mod process;
+mod qmp;
+mod run_dir;
+mod serial;
+mod watch;
+
+pub use accel::Accel;
+pub use command::Network;
+pub use display::{Display, DisplayChoice};
+pub use error::Error;
+pub use process::Programs;
+pub use qmp::QmpError;
+pub use run_dir::RunDir;
+pub use serial::SerialPort;
+
+use accel::Accelerator;
+use command::{DiskFacts, Facts};
+use limits::{
+    QUIT_DEADLINE, QUIT_DEADLINE_SCRATCH, SERIAL_DRAIN_DEADLINE, START_DEADLINE, TERM_DEADLINE,
+};
+use overlay::Binding;
+use process::Process;
+use qmp::Qmp;
+
+/// A machine to launch.
+#[derive(Debug)]
+pub struct Spec {
+    /// What the VM is called, for example in its window's title.
+    pub name: Name,
+    /// Its hardware.
+    pub machine: Machine,
+    /// The digest of the package's manifest, to which persistent overlays are bound.
+    pub version: Digest,
+    /// The package's disks, in its order.
+    pub disks: Vec<DiskSpec>,
+    /// What runs the guest's instructions.
+    pub accel: Accel,
+    /// Where the screen is shown.
+    pub display: Display,
+    /// What the network cards reach.
+    pub network: Network,
+    /// Who listens to the first serial port, if anyone does.
+    pub serial: Option<SerialPort>,
+    /// The programs to run.
+    pub programs: Programs,
+    /// Where the run keeps its sockets and temporary overlays; removed when the launch ends.
+    pub run_dir: RunDir,
+}
+
+/// A disk to launch a machine with.
+#[derive(Debug)]
+pub struct DiskSpec {
+    /// Its name in the package.
+    pub name: Name,
+    /// The Unix socket of the NBD server that has its pristine data.
+    pub nbd_socket: PathBuf,
+    /// The export to ask it for.
+    pub export: String,
+    /// Its true size.
+    pub size_bytes: u64,
+    /// The overlay that keeps what the guest writes, created when absent. `None`: a temporary one.
+    pub persist: Option<PathBuf>,
+}
+
+/// How a machine came to its end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// The guest powered itself off.
+    PoweredOff,
+    /// The user closed the window, or someone on this host told QEMU to end.
+    Closed,
+    /// The launch was cancelled.
+    Cancelled,
+}
+
+/// Runs a machine until it ends or `shutdown` is cancelled.
+///
+/// When this returns nothing of the run is left but persistent overlays. Dropping the future kills QEMU at once.
+///
+/// # Errors
+/// [`Error`]; whatever was started has been ended by then.
+pub async fn launch(spec: Spec, shutdown: CancellationToken) -> Result<Outcome, Error> {
+    check(&spec)?;
+    let Some(prepared) = shutdown.run_until_cancelled(prepare(&spec)).await else {
+        return Ok(Outcome::Cancelled);
+    };
+    match start(spec, prepared?, &shutdown).await? {
+        Some(started) => started.run(&shutdown).await,
+        None => Ok(Outcome::Cancelled),
+    }
+}
+
+fn check(spec: &Spec) -> Result<(), Error> {
+    let names: Vec<_> = spec.disks.iter().map(|disk| disk.name.clone()).collect();
+    spec.machine.validate(&names)?;
+    if spec.machine.firmware == Firmware::Uefi {
+        return Err(Error::NotHandled("UEFI firmware"));
+    }
+    if spec.serial.is_some() && !spec.machine.serial {
+        return Err(Error::NoSerial);
+    }
+    if rustix::process::geteuid().is_root() {
+        tracing::warn!("QEMU runs as root, because vmnetx does; run it as another user where you can");
+    }
+    Ok(())
+}
+
+/// What must be known and there before QEMU starts.
+struct Prepared {
+    accelerator: Accelerator,
+    disks: Vec<DiskFacts>,
+}
+
+async fn prepare(spec: &Spec) -> Result<Prepared, Error> {
+    let accelerator = accel::choose(spec.accel, &spec.programs, &spec.run_dir).await?;
+    let mut disks = Vec::new();
+    for disk in &spec.disks {
+        disks.push(prepare_disk(disk, spec).await?);
+    }
+    Ok(Prepared { accelerator, disks })
+}
+
+async fn prepare_disk(disk: &DiskSpec, spec: &Spec) -> Result<DiskFacts, Error> {
+    let binding = Binding { version: spec.version, disk: disk.name.clone() };
+    let overlay = match &disk.persist {
+        Some(file) => overlay::persist(&spec.programs, file, &binding, disk.size_bytes).await?,
+        None => {
+            let file = spec.run_dir.file(&format!("{}.qcow2", disk.name));
+            overlay::create(&spec.programs, &file, &binding, disk.size_bytes).await?;
+            file
+        }
+    };
+    let absolute = |path: &Path| {
+        std::path::absolute(path).map_err(|source| Error::io(format!("find socket {}", path.display()), source))
+    };
+    Ok(DiskFacts {
+        name: disk.name.clone(),
+        nbd_socket: absolute(&disk.nbd_socket)?,
+        export: disk.export.clone(),
+        overlay,
+        scratch: disk.persist.is_none(),
+    })
+}
+
+/// A QEMU that has come up.
+#[derive(Debug)]
+struct Started {
+    process: Process,
+    qmp: Qmp,
+    serial: Option<JoinHandle<()>>,
+    disks: Vec<Name>,
+    persistent: bool,
+    // Goes last: the others use what is in it.
+    _run_dir: RunDir,
+}
+
+/// Starts QEMU; `None` when cancelled before it was up.
+async fn start(spec: Spec, prepared: Prepared, shutdown: &CancellationToken) -> Result<Option<Started>, Error> {
+    let (monitor, monitor_path) = listen(&spec.run_dir, "monitor")?;
+    let serial = spec.serial.is_some().then(|| listen(&spec.run_dir, "serial")).transpose()?;
+    let facts = Facts {
+        name: &spec.name,
+        accelerator: prepared.accelerator,
+        display: spec.display,
+        network: spec.network,
+        monitor: &monitor_path,
+        serial: serial.as_ref().map(|(_, path)| path.as_path()),
+        vnc: &spec.run_dir.socket("vnc")?,
+        disks: &prepared.disks,
+    };
+    let arguments = command::arguments(&spec.machine, &facts)?;
+    tracing::debug!(?arguments, "start {}", spec.programs.qemu.display());
+    let mut process = Process::spawn(&spec.programs, &spec.programs.qemu, &arguments).await?;
+    let connecting = connect(&mut process, &monitor, serial.as_ref().map(|(listener, _)| listener));
+    let (qmp, serial) = match shutdown.run_until_cancelled(connecting).await {
+        Some(Ok(connected)) => connected,
+        // Nothing may go on when this returns, so the end is waited for.
+        Some(Err(error)) => return process.kill().await.and(Err(error)),
+        None => return process.kill().await.map(|_| None),
+    };
+    tracing::info!(pid = process.pid(), "{} runs", spec.name);
+    if spec.display == Display::Vnc {
+        tracing::info!("the screen is on the VNC socket {}", facts.vnc.display());
+    }
+    let serial = serial.zip(spec.serial).map(|(stream, port)| tokio::spawn(serial::carry(stream, port)));
+    let disks = spec.disks.iter().map(|disk| disk.name.clone()).collect();
+    let persistent = spec.disks.iter().any(|disk| disk.persist.is_some());
+    Ok(Some(Started { process, qmp, serial, disks, persistent, _run_dir: spec.run_dir }))
+}
+
+fn listen(run_dir: &RunDir, name: &str) -> Result<(UnixListener, PathBuf), Error> {
+    let path = run_dir.socket(name)?;
+    let listener = UnixListener::bind(&path);
+    let listener = listener.map_err(|source| Error::io(format!("listen on {}", path.display()), source))?;
+    Ok((listener, path))
+}
+
+/// Waits for QEMU on the sockets that it was told of, and for its greeting, which comes when it has opened its disks.
+async fn connect(
+    process: &mut Process,
+    monitor: &UnixListener,
+    serial: Option<&UnixListener>,
+) -> Result<(Qmp, Option<UnixStream>), Error> {
+    let accept = async |listener: &UnixListener| {
+        let accepted = listener.accept().await;
+        accepted.map(|(stream, _)| stream).map_err(|source| Error::io("accept QEMU's connection", source))
+    };
+    let connected = tokio::time::timeout(START_DEADLINE, async {
+        let monitor = accept(monitor).await?;
+        let serial = match serial {
+            Some(listener) => Some(accept(listener).await?),
+            None => None,
+        };
+        Ok((Qmp::open(monitor).await?, serial))
+    });
+    let outcome = tokio::select! {
+        outcome = connected => outcome,
+        status = process.exited() => return Err(Error::QemuDied { status: status?, words: process.words() }),
+    };
+    match outcome {
+        Ok(Err(Error::Qmp(QmpError::Closed))) => Err(process.died().await),
+        Ok(outcome) => outcome,
+        Err(_) => Err(Error::StartTimeout { words: process.words() }),
+    }
+}
+
+impl Started {
+    async fn run(mut self, shutdown: &CancellationToken) -> Result<Outcome, Error> {
+        let vm = watch::Vm::new(&mut self.process, &mut self.qmp, std::mem::take(&mut self.disks));
+        let outcome = vm.watch(shutdown).await;
+        // Ended or not, there must be no QEMU after this.
+        let ended = if matches!(outcome, Ok(Outcome::Cancelled)) { self.end().await } else { self.process.kill().await.map(drop) };
+        self.drain_serial().await;
+        ended.and(outcome)
+    }
+
+    /// Ends a machine that runs.
+    async fn end(&mut self) -> Result<(), Error> {
+        let deadline = if self.persistent { QUIT_DEADLINE } else { QUIT_DEADLINE_SCRATCH };
+        // Its answer does not matter: what counts is that QEMU ends.
+        let quit = tokio::time::timeout(deadline, self.qmp.quit());
+        if let Ok(Err(error)) = quit.await {
+            tracing::debug!(%error, "QEMU does not take `quit`");
+        }
+        if self.process.exited_within(deadline).await?.is_none() {
+            tracing::debug!("QEMU does not quit; it is terminated");
+            self.process.signal(Signal::TERM);
+            if self.process.exited_within(TERM_DEADLINE).await?.is_none() {
+                tracing::debug!("QEMU does not terminate; it is killed");
+                self.process.kill().await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Lets the rest of the serial port's output reach its listener.
+    async fn drain_serial(&mut self) {
+        if let Some(mut carrier) = self.serial.take()
+            && tokio::time::timeout(SERIAL_DRAIN_DEADLINE, &mut carrier).await.is_err()
+        {
+            carrier.abort();
+        }
+    }
+}
+
+impl Drop for Started {
+    fn drop(&mut self) {
+        if let Some(carrier) = &self.serial {
+            carrier.abort();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
