@@ -15,9 +15,7 @@ use vmnetx_store::size::parse_size_bytes;
 use vmnetx_store::{Location, Options, Package, Store};
 
 use super::{Error, shutdown_on_signal, stdio};
-use crate::vm::{
-    self, Accel, DiskSpec, Display, DisplayChoice, Network, Outcome, Programs, RunDir, SerialPort, Spec,
-};
+use crate::vm::{self, Accel, DiskSpec, Display, DisplayChoice, Network, Outcome, Programs, RunDir, SerialPort, Spec};
 
 /// How long a guest's read is tried again when the origin fails. Then the guest stands still and is continued every few
 /// seconds, which tries again.
@@ -142,13 +140,27 @@ pub(super) async fn run(args: Args) -> Result<(), Error> {
     let spec = spec(&args, &package, programs, display, run_dir)?;
     let launched = vm::launch(spec, shutdown).await;
     server.stop().await;
-    tracing::debug!(requests = package.origin_requests(), bytes = package.origin_bytes(), "fetched");
+    log_fetched(&package);
     match launched? {
         Outcome::PoweredOff => tracing::info!("the guest has powered off"),
         Outcome::Closed => tracing::info!("the VM was closed"),
         Outcome::Cancelled => tracing::info!("the VM was ended"),
     }
     Ok(())
+}
+
+/// What the run has cost, which is what this program is for.
+fn log_fetched(package: &Package) {
+    let megabytes = |bytes: u64| bytes as f64 / 1e6;
+    let size: u64 = package.disks().iter().map(|disk| disk.size_bytes()).sum();
+    let read: u64 = package.disks().iter().map(|disk| disk.counters().counts().read_bytes).sum();
+    tracing::info!(
+        "fetched {:.1} MB in {} requests; the guest read {:.1} MB of its disks of {:.1} MB",
+        megabytes(package.origin_bytes()),
+        package.origin_requests(),
+        megabytes(read),
+        megabytes(size),
+    );
 }
 
 fn open_store(args: &Args) -> Result<Store, Error> {
@@ -179,7 +191,8 @@ fn default_cache_dir() -> Option<PathBuf> {
 
 /// Temporary overlays may grow to the size of the disks, so they belong on a disk: /tmp is often in memory.
 async fn create_run_dir() -> Result<RunDir, Error> {
-    let base = std::env::var_os("TMPDIR").filter(|dir| !dir.is_empty()).map_or_else(|| "/var/tmp".into(), PathBuf::from);
+    let base =
+        std::env::var_os("TMPDIR").filter(|dir| !dir.is_empty()).map_or_else(|| "/var/tmp".into(), PathBuf::from);
     let created = tokio::task::spawn_blocking(move || RunDir::create(&base)).await;
     created.map_err(|error| Error::Runtime(std::io::Error::other(error)))?.map_err(Error::Vm)
 }

@@ -98,7 +98,8 @@ async fn probe(accelerator: Accelerator, programs: &Programs, run_dir: &RunDir) 
 
 fn probe_arguments(accelerator: Accelerator, firmware: &Path) -> Vec<OsString> {
     let machine = format!("pc,accel={}", accelerator.as_str());
-    let options = ["-nodefaults", "-no-user-config", "-sandbox", SANDBOX, "-machine", &machine, "-cpu", "qemu64", "-m", "4"];
+    let options =
+        ["-nodefaults", "-no-user-config", "-sandbox", SANDBOX, "-machine", &machine, "-cpu", "qemu64", "-m", "4"];
     let mut arguments: Vec<OsString> = options.map(Into::into).into();
     arguments.extend(["-display", "none", "-device", "isa-debug-exit,iobase=0x501,iosize=1", "-bios"].map(Into::into));
     arguments.push(firmware.into());
@@ -173,7 +174,9 @@ mod tests {
     async fn a_trial_guest_that_fails_or_hangs_is_reported() {
         let (mut programs, base, run_dir) = setting();
         programs.qemu = base.path().join("qemu");
-        for (script, complaint) in [("echo no such device >&2; exit 1", "no such device"), ("exec sleep 100", "no progress")] {
+        for (script, complaint) in
+            [("echo no such device >&2; exit 1", "no such device"), ("exec sleep 100", "no progress")]
+        {
             fs::write(&programs.qemu, format!("#!/bin/sh\n{script}\n")).unwrap();
             fs::set_permissions(&programs.qemu, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
             let why = probe(Accelerator::Tcg, &programs, &run_dir).await.unwrap().unwrap();
@@ -197,7 +200,8 @@ mod tests {
 
     #[test]
     fn a_cpu_that_virtualises_says_so() {
-        let line = |flags: &str| format!("processor\t: 0\nmodel name\t: vmx svm\nflags\t\t: fpu {flags} sse\nbugs\t\t: svm\n");
+        let line =
+            |flags: &str| format!("processor\t: 0\nmodel name\t: vmx svm\nflags\t\t: fpu {flags} sse\nbugs\t\t: svm\n");
         assert!(virtualises(&line("vmx")) && virtualises(&line("svm")));
         assert!(!virtualises(&line("hypervisor vmx_like")) && !virtualises(""));
     }

@@ -70,10 +70,13 @@ pub(super) fn arguments(machine: &Machine, facts: &Facts<'_>) -> Result<Vec<OsSt
     line.option("-cpu", machine.cpu.model.as_str());
     line.option("-smp", machine.cpu.count.count().to_string());
     line.option("-m", format!("size={}M", machine.memory_mib.mib()));
-    line.option("-rtc", match machine.clock {
-        Clock::Utc => "base=utc",
-        Clock::Localtime => "base=localtime",
-    });
+    line.option(
+        "-rtc",
+        match machine.clock {
+            Clock::Utc => "base=utc",
+            Clock::Localtime => "base=localtime",
+        },
+    );
     line.option("-boot", "strict=on");
     line.option("-chardev", format!("socket,id=monitor,path={}", doubled(facts.monitor)?));
     line.option("-mon", "chardev=monitor,mode=control");

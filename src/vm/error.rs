@@ -123,7 +123,6 @@ impl Error {
     pub(super) fn io(doing: impl Into<String>, source: io::Error) -> Self {
         Self::Io { doing: doing.into(), source }
     }
-
 }
 
 impl Told for Error {
@@ -138,7 +137,9 @@ impl Told for Error {
 
     fn hint(&self) -> Option<String> {
         Some(match self {
-            Self::NoProgram { package, .. } => format!("install it (Debian: apt install {package}), or say where it is"),
+            Self::NoProgram { package, .. } => {
+                format!("install it (Debian: apt install {package}), or say where it is")
+            }
             Self::NoKvm(_) => "use --accel tcg, which needs no KVM and is slower".to_owned(),
             Self::SocketPath(_) => "set TMPDIR to a directory with a shorter path".to_owned(),
             Self::OtherVersion { bound, .. } => {

@@ -52,9 +52,7 @@ pub use serial::SerialPort;
 
 use accel::Accelerator;
 use command::{DiskFacts, Facts};
-use limits::{
-    QUIT_DEADLINE, QUIT_DEADLINE_SCRATCH, SERIAL_DRAIN_DEADLINE, START_DEADLINE, TERM_DEADLINE,
-};
+use limits::{QUIT_DEADLINE, QUIT_DEADLINE_SCRATCH, SERIAL_DRAIN_DEADLINE, START_DEADLINE, TERM_DEADLINE};
 use overlay::Binding;
 use process::Process;
 use qmp::Qmp;
@@ -266,7 +264,11 @@ impl Started {
         let vm = watch::Vm::new(&mut self.process, &mut self.qmp, std::mem::take(&mut self.disks));
         let outcome = vm.watch(shutdown).await;
         // Ended or not, there must be no QEMU after this.
-        let ended = if matches!(outcome, Ok(Outcome::Cancelled)) { self.end().await } else { self.process.kill().await.map(drop) };
+        let ended = if matches!(outcome, Ok(Outcome::Cancelled)) {
+            self.end().await
+        } else {
+            self.process.kill().await.map(drop)
+        };
         self.drain_serial().await;
         ended.and(outcome)
     }

@@ -102,7 +102,8 @@ struct FormatData {
 
 async fn check(programs: &Programs, file: &Path, binding: &Binding, size_bytes: u64) -> Result<(), Error> {
     let not_ours = |why: String| Error::NotOurs { file: file.to_owned(), why };
-    let metadata = fs::metadata(file).map_err(|source| Error::io(format!("open overlay {}", file.display()), source))?;
+    let metadata =
+        fs::metadata(file).map_err(|source| Error::io(format!("open overlay {}", file.display()), source))?;
     if !metadata.is_file() {
         return Err(not_ours("it is not a regular file".to_owned()));
     }

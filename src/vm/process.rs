@@ -20,7 +20,9 @@ use rustix::process::{Pid, PidfdFlags, Signal};
 use tokio::sync::{oneshot, watch};
 
 use super::error::Error;
-use super::limits::{EXIT_DEADLINE, KILL_DEADLINE, TOOL_DEADLINE, TOOL_OUTPUT_BYTES_MAX, WORDS_BYTES_MAX, WORDS_LINES_MAX};
+use super::limits::{
+    EXIT_DEADLINE, KILL_DEADLINE, TOOL_DEADLINE, TOOL_OUTPUT_BYTES_MAX, WORDS_BYTES_MAX, WORDS_LINES_MAX,
+};
 
 /// The programs that a launch runs.
 #[derive(Debug, Clone)]

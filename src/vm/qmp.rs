@@ -287,7 +287,9 @@ mod tests {
     #[tokio::test]
     async fn a_refusal_is_quoted() {
         let (mut qmp, mut qemu) = opened().await;
-        qemu.write_all(b"{\"id\": 2, \"error\": {\"class\": \"GenericError\", \"desc\": \"not now\"}}\r\n").await.unwrap();
+        qemu.write_all(b"{\"id\": 2, \"error\": {\"class\": \"GenericError\", \"desc\": \"not now\"}}\r\n")
+            .await
+            .unwrap();
         assert_eq!(qmp.cont().await.unwrap_err().to_string(), "QEMU refused `cont`: not now");
     }
 

@@ -17,12 +17,8 @@ use crate::{Error, Export, Exports, Listener, Stats, serve, serve_control};
 pub(super) struct Args {
     /// An http(s) or vmnetx+http(s) URL, or a path to a link file; #b3=DIGEST asks for one version.
     link: Location,
-    /// Listen on this Unix socket.
-    #[arg(long, value_name = "PATH", required_unless_present = "listen", conflicts_with = "listen")]
-    socket: Option<PathBuf>,
-    /// Listen on this TCP address. Whoever reaches it can read the disks.
-    #[arg(long, value_name = "HOST:PORT")]
-    listen: Option<String>,
+    #[command(flatten)]
+    at: At,
     /// Serve this disk alone. Without it every disk is served, and the first one is also the default export.
     #[arg(long, value_name = "NAME")]
     export: Option<String>,
@@ -43,9 +39,21 @@ pub(super) struct Args {
     control: Option<PathBuf>,
 }
 
+/// Where clients connect.
+#[derive(Debug, clap::Args)]
+#[group(required = true, multiple = false)]
+struct At {
+    /// Listen on this Unix socket.
+    #[arg(long, value_name = "PATH")]
+    socket: Option<PathBuf>,
+    /// Listen on this TCP address. Whoever reaches it can read the disks.
+    #[arg(long, value_name = "HOST:PORT")]
+    listen: Option<String>,
+}
+
 pub(super) async fn run(args: Args) -> Result<(), Error> {
     let shutdown = shutdown_on_signal()?;
-    let listener = match (&args.socket, &args.listen) {
+    let listener = match (&args.at.socket, &args.at.listen) {
         (Some(path), _) => Listener::unix(path)?,
         (None, address) => Listener::tcp(address.as_deref().unwrap_or_default()).await?,
     };

@@ -85,13 +85,11 @@ fn each_bus_gives_its_disks_places() {
     let places = |machine: &Machine, names: &[&str]| {
         let line = line(machine, |_| (), &disks(names)).unwrap();
         let devices = values(&line, "-device").into_iter().filter(|device| device.get("drive").is_some());
-        let place = |device: Value| format!("{} {} {}", device["driver"], device["bus"], device["unit"]).replace('"', "");
+        let place =
+            |device: Value| format!("{} {} {}", device["driver"], device["bus"], device["unit"]).replace('"', "");
         devices.map(place).collect::<Vec<_>>()
     };
-    assert_eq!(
-        places(&machine(I440FX), &["a", "b", "c"]),
-        ["ide-hd ide.0 0", "ide-hd ide.0 1", "ide-hd ide.1 0"]
-    );
+    assert_eq!(places(&machine(I440FX), &["a", "b", "c"]), ["ide-hd ide.0 0", "ide-hd ide.0 1", "ide-hd ide.1 0"]);
     assert_eq!(places(&machine(Q35), &["a", "b"]), ["ide-hd ide.0 null", "ide-hd ide.1 null"]);
     let sata = machine(&format!("{I440FX}disk_bus = 'sata'"));
     assert_eq!(places(&sata, &["a", "b"]), ["ide-hd ahci.0 null", "ide-hd ahci.1 null"]);
@@ -101,9 +99,8 @@ fn each_bus_gives_its_disks_places() {
 
 #[test]
 fn disks_boot_in_the_machines_order_and_keep_the_packages_nodes() {
-    let machine = machine(&format!(
-        "{I440FX}disks = [{{ name = 'system', bus = 'virtio' }}, {{ name = 'data', bus = 'ide' }}]"
-    ));
+    let machine =
+        machine(&format!("{I440FX}disks = [{{ name = 'system', bus = 'virtio' }}, {{ name = 'data', bus = 'ide' }}]"));
     let line = line(&machine, |_| (), &disks(&["data", "system"])).unwrap();
     let devices = values(&line, "-device");
     let drives: Vec<_> = devices.iter().filter(|device| device.get("drive").is_some()).collect();
