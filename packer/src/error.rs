@@ -109,15 +109,30 @@ pub enum Error {
     #[error("disk {disk}, bytes {start} to {end}")]
     Damaged {
         /// Which disk.
-        disk: Name,
+        disk: String,
         /// The first byte that cannot be had.
         start: u64,
         /// The byte behind the last one.
         end: u64,
         /// What is wrong.
         #[source]
-        source: Damage,
+        source: Box<Damage>,
     },
+    /// The manifest or the index of a version cannot be read.
+    #[error("read the package {link}")]
+    Version {
+        /// The link.
+        link: String,
+        /// What is wrong.
+        #[source]
+        source: Box<Damage>,
+    },
+    /// No file can be written under that name.
+    #[error("{} is not a regular file", .0.display())]
+    NoExportFile(PathBuf),
+    /// The asynchronous runtime does not start.
+    #[error("start the asynchronous runtime")]
+    Runtime(#[source] io::Error),
     /// The file to be written is there already.
     #[error("{} exists already", .0.display())]
     Exists(PathBuf),
@@ -161,6 +176,16 @@ impl Error {
     }
 }
 
+impl Damage {
+    fn class(&self) -> Class {
+        match self {
+            // An object that is missing is damage too; a disk that fails or a forbidden file is not.
+            Self::Repository(error) if !error.is_not_found() => error.class(),
+            _ => Class::Integrity,
+        }
+    }
+}
+
 impl Told for Error {
     fn class(&self) -> Class {
         match self {
@@ -169,10 +194,12 @@ impl Told for Error {
             Self::File { source, .. } => Class::of_io(source),
             Self::NoDisk { .. } | Self::DuplicateDisk(_) | Self::Machine(_) | Self::Usage(_) => Class::Usage,
             Self::MachineFile { .. } | Self::DiskTooLarge { .. } | Self::Manifest(_) | Self::Link(_) => Class::Usage,
-            Self::NoSuchDisk { .. } | Self::NoSuchVersion { .. } | Self::Exists(_) => Class::Usage,
-            Self::Damaged { source: Damage::Repository(error), .. } if !error.is_not_found() => error.class(),
-            Self::Damaged { .. } | Self::Findings(_) => Class::Integrity,
-            Self::Listen { .. } => Class::Host,
+            Self::NoSuchDisk { .. } | Self::NoSuchVersion { .. } | Self::Exists(_) | Self::NoExportFile(_) => {
+                Class::Usage
+            }
+            Self::Damaged { source, .. } | Self::Version { source, .. } => source.class(),
+            Self::Findings(_) => Class::Integrity,
+            Self::Listen { .. } | Self::Runtime(_) => Class::Host,
             Self::DiskChanged { .. } | Self::Signed(_) | Self::Tree(_) | Self::Compress(_) => Class::Failure,
             Self::TooManyChunks | Self::Stopped => Class::Failure,
         }
@@ -186,7 +213,9 @@ impl Told for Error {
             Self::NoDisk { .. } => "give a raw image; other formats convert with `qemu-img convert -O raw`".into(),
             Self::DuplicateDisk(_) => "name each disk: --disk NAME=FILE".into(),
             Self::Exists(_) => "say --force to replace it".into(),
-            Self::Damaged { .. } => "`vmnetx-pack verify` finds all damage; bring it back from a mirror".into(),
+            Self::Damaged { .. } | Self::Version { .. } => {
+                "`vmnetx-pack verify` finds all damage; bring it back from a mirror".into()
+            }
             Self::Signed(_) => "remove the link file first if readers no longer expect a signature".into(),
             _ => return None,
         })

@@ -14,3 +14,18 @@ pub const CHUNKS_MAX: usize = u32::MAX as usize;
 
 /// Damaged places that `verify` lists.
 pub const FINDINGS_MAX: usize = 1000;
+
+/// Packs that are kept open while images are read.
+pub const PACKS_OPEN: usize = 64;
+
+/// Reads that are under way at the same time while a remote image is exported, and bytes of each.
+pub const REMOTE_READS: usize = 8;
+
+/// Bytes of one such read.
+pub const REMOTE_READ_BYTES: u64 = 2 << 20;
+
+/// Seconds for which `serve` lets requests end after it was told to stop.
+pub const SERVE_GRACE_S: u64 = 5;
+
+/// Bytes that `serve` reads from a file at a time.
+pub const SERVE_PIECE_BYTES: usize = 256 << 10;

@@ -42,6 +42,12 @@ pub enum Error {
         /// The limit.
         max_bytes: u64,
     },
+    /// An object ends before what its index says it holds.
+    #[error("{object} is damaged: it is shorter than its index says")]
+    Short {
+        /// URL or file.
+        object: String,
+    },
     /// An object's bytes do not have the digest that names it.
     #[error("{object} is damaged: its bytes do not have the digest {expected}")]
     Digest {
@@ -150,7 +156,7 @@ impl Told for Error {
         match self {
             Self::Network { .. } | Self::Refused { .. } => Class::Network,
             Self::Digest { .. } | Self::Frame { .. } | Self::Tree { .. } | Self::TooLarge { .. } => Class::Integrity,
-            Self::Link { .. } | Self::Manifest { .. } => Class::Integrity,
+            Self::Short { .. } | Self::Link { .. } | Self::Manifest { .. } => Class::Integrity,
             Self::Location { .. } | Self::NoVersion { .. } => Class::Usage,
             Self::Cache { .. } => Class::Host,
             Self::Local { .. } | Self::OutOfBounds { .. } | Self::Closing => Class::Failure,
@@ -164,7 +170,7 @@ impl Told for Error {
                 "check the link for typing errors; if it is right, the repository is incomplete: tell its publisher"
                     .into()
             }
-            Self::Digest { .. } | Self::Frame { .. } | Self::Tree { .. } => {
+            Self::Short { .. } | Self::Digest { .. } | Self::Frame { .. } | Self::Tree { .. } => {
                 "the repository is damaged: tell its publisher, who can run `vmnetx-pack verify`".into()
             }
             _ => return None,

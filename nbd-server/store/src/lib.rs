@@ -19,6 +19,6 @@ pub use cache::{DiskCache, DiskTier, MemoryCache, MemoryTier, SingleFlight};
 pub use counters::{Counters, Counts};
 pub use error::Error;
 pub use image::{Extent, Image, Piece};
-pub use location::Location;
+pub use location::{Location, Place};
 pub use package::Package;
 pub use store::{Options, Store};

@@ -14,8 +14,11 @@ pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Time from sending a request to the head of its response.
 pub const RESPONSE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Time without a byte of a response's body.
+/// Time without a byte of a response's body, or with fewer than [`STALL_BYTES_MIN`].
 pub const STALL_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Bytes of a response's body that come in [`STALL_TIMEOUT`] at least: less is no slow line but a broken one.
+pub const STALL_BYTES_MIN: u64 = 256;
 
 /// Time that an unused connection is kept.
 pub const IDLE_CONNECTION: Duration = Duration::from_secs(50);

@@ -1,8 +1,13 @@
 //! The command line of `vmnetx-pack`, which is also `vmnetx pack`.
 
 mod build;
+mod export;
+mod info;
+mod list;
 mod output;
 mod progress;
+mod serve;
+mod verify;
 
 use std::process::ExitCode;
 
@@ -22,6 +27,11 @@ pub struct Args {
 #[derive(Debug, Subcommand)]
 enum Command {
     Build(Box<build::Args>),
+    Info(info::Args),
+    List(list::Args),
+    Verify(verify::Args),
+    Export(export::Args),
+    Serve(serve::Args),
 }
 
 /// Runs a command to its end and tells of its failure.
@@ -43,5 +53,10 @@ pub fn main(args: Args) -> ExitCode {
 pub fn run(args: Args) -> Result<(), Error> {
     match args.command {
         Command::Build(args) => build::run(*args),
+        Command::Info(args) => info::run(&args),
+        Command::List(args) => list::run(&args),
+        Command::Verify(args) => verify::run(&args),
+        Command::Export(args) => export::run(args),
+        Command::Serve(args) => serve::run(&args),
     }
 }

@@ -34,3 +34,45 @@ pub(super) fn shown_bytes(bytes: u64) -> String {
     }
     if unit == "bytes" { format!("{bytes} bytes") } else { format!("{value:.1} {unit}") }
 }
+
+/// Seconds since 1970 for people: `2026-11-23 10:10 UTC`.
+pub(super) fn shown_time(unix_s: u64) -> String {
+    let (days, second_of_day) = (unix_s / 86_400, unix_s % 86_400);
+    // Days are counted from 0000-03-01, so that a leap day is the last of its year: 400 years have 146097 days.
+    let days = days + 719_468;
+    let (era, day_of_era) = (days / 146_097, days % 146_097);
+    let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let month_from_march = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * month_from_march + 2) / 5 + 1;
+    let month = if month_from_march < 10 { month_from_march + 3 } else { month_from_march - 9 };
+    let year = era * 400 + year_of_era + u64::from(month <= 2);
+    format!("{year:04}-{month:02}-{day:02} {:02}:{:02} UTC", second_of_day / 3600, second_of_day / 60 % 60)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_are_shown_with_a_unit() {
+        for (bytes, text) in [(0, "0 bytes"), (999, "999 bytes"), (1000, "1.0 kB"), (442_100_000, "442.1 MB")] {
+            assert_eq!(shown_bytes(bytes), text);
+        }
+    }
+
+    #[test]
+    fn times_are_shown_as_dates() {
+        // From `date -u -d @SECONDS`.
+        for (unix_s, text) in [
+            (0, "1970-01-01 00:00 UTC"),
+            (951_782_399, "2000-02-28 23:59 UTC"),
+            (951_782_400, "2000-02-29 00:00 UTC"),
+            (1_709_251_199, "2024-02-29 23:59 UTC"),
+            (1_795_428_645, "2026-11-23 10:10 UTC"),
+            (4_107_542_400, "2100-03-01 00:00 UTC"),
+        ] {
+            assert_eq!(shown_time(unix_s), text);
+        }
+    }
+}

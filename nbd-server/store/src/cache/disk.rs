@@ -84,6 +84,8 @@ impl DiskCache {
         for segment in segment::list(dir).map_err(io)? {
             state.adopt(segment);
         }
+        // It may have been larger the last time.
+        state.evict(max_bytes);
         let shared = Shared {
             dir: dir.to_owned(),
             max_bytes,
@@ -232,7 +234,7 @@ impl State {
 
     fn evict(&mut self, max_bytes: u64) {
         let mut bytes: u64 = self.segments.iter().map(|segment| segment.len()).sum();
-        while bytes > max_bytes && self.segments.len() > 1 {
+        while bytes > max_bytes {
             let Some(oldest) = self.segments.pop_front() else { return };
             bytes -= oldest.len();
             self.index.retain(|_, slot| slot.segment.number() != oldest.number());

@@ -76,7 +76,8 @@ impl Index {
     pub(super) fn is_hole(&self, leaf: u32) -> bool {
         let Inner { geometry, nodes, .. } = &*self.0;
         let below = |node: Arc<Roots>| child(&node, leaf % INNER_FANOUT).is_none();
-        self.0.root_child(leaf).is_none() || (geometry.has_inner() && nodes.get(&(leaf / INNER_FANOUT)).is_some_and(below))
+        self.0.root_child(leaf).is_none()
+            || (geometry.has_inner() && nodes.get(&(leaf / INNER_FANOUT)).is_some_and(below))
     }
 
     /// What to say of a leaf that gives a chunk another length than the chunk has.

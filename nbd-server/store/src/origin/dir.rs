@@ -50,7 +50,8 @@ impl Origin for DirOrigin {
                     let mut piece = Vec::new();
                     let result = source.by_ref().take(PIECE_BYTES).read_to_end(&mut piece);
                     let item = match result {
-                        Ok(0) => return,
+                        Ok(0) if source.limit() == 0 => return,
+                        Ok(0) => Err(Error::Short { object: file.display().to_string() }),
                         Ok(_) => Ok(piece.into()),
                         Err(error) => Err(Error::local(file.display(), error)),
                     };

@@ -5,14 +5,14 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Empty};
-use hyper::body::Incoming;
+use hyper::body::{Body as _, Incoming};
 use hyper::header::{CONTENT_RANGE, HeaderValue, LOCATION, RANGE, USER_AGENT};
 use hyper::{Request, Response, StatusCode};
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use url::Url;
 
 use super::{Body, Origin, Promise, shown};
@@ -20,7 +20,7 @@ use crate::Error;
 use crate::failure::describe;
 use crate::limits::{
     CONNECT_TIMEOUT, IDLE_CONNECTION, ORIGIN_REQUESTS_MAX, REDIRECTS_MAX, RESPONSE_TIMEOUT, SKIPPED_BYTES_MAX,
-    STALL_TIMEOUT,
+    STALL_BYTES_MIN, STALL_TIMEOUT,
 };
 
 const AGENT: HeaderValue = HeaderValue::from_static(concat!("vmnetx/", env!("CARGO_PKG_VERSION")));
@@ -92,9 +92,9 @@ impl HttpClient {
         let object = shown(url);
         let response = self.get(url, None).await?;
         check_status(url, &response, &[StatusCode::OK])?;
-        let mut body = response.into_body();
+        let mut body = Pieces::new(response.into_body(), object.clone());
         let mut bytes = Vec::new();
-        while let Some(piece) = next_piece(&mut body, &object).await {
+        while let Some(piece) = body.next().await {
             bytes.extend_from_slice(&piece?);
             if bytes.len() as u64 > max_bytes {
                 return Err(Error::TooLarge { object, max_bytes });
@@ -106,7 +106,11 @@ impl HttpClient {
     async fn range(&self, url: &Url, range: Range<u64>) -> Result<Body, Error> {
         let object = shown(url);
         let response = self.get(url, Some(&range)).await?;
+        if response.status() == StatusCode::RANGE_NOT_SATISFIABLE {
+            return Err(Error::Short { object });
+        }
         check_status(url, &response, &[StatusCode::PARTIAL_CONTENT, StatusCode::OK])?;
+        let total_bytes = total_bytes(&response);
         let skip = if response.status() == StatusCode::OK {
             // The server ignores Range and sends everything: what comes before the range is passed over.
             if range.start > SKIPPED_BYTES_MAX {
@@ -121,14 +125,19 @@ impl HttpClient {
             0
         };
         let (sender, pieces) = Body::channel();
-        let mut body = response.into_body();
+        let mut body = Pieces::new(response.into_body(), object.clone());
         let mut skip = skip;
         let mut left = range.end - range.start;
         // Reading in a task of its own lets the line run while the receiver decompresses. It ends with the range, at an
         // error, after STALL_TIMEOUT, or when the receiver is gone.
         tokio::spawn(async move {
             while left > 0 {
-                let Some(piece) = next_piece(&mut body, &object).await else { return };
+                let Some(piece) = body.next().await else {
+                    if total_bytes.is_some_and(|total| total < range.end) {
+                        let _ = sender.send(Err(Error::Short { object })).await;
+                    }
+                    return;
+                };
                 let piece = piece.map(|mut piece| {
                     let passed = skip.min(piece.len() as u64);
                     skip -= passed;
@@ -147,7 +156,7 @@ impl HttpClient {
             }
             // A body read to its end gives its connection back to the pool. A server that sends more than the range is
             // not waited for.
-            let _ = timeout(Duration::from_millis(10), body.frame()).await;
+            let _ = timeout(Duration::from_millis(10), body.next()).await;
         });
         Ok(pieces)
     }
@@ -179,21 +188,49 @@ impl Origin for HttpOrigin {
     }
 }
 
-/// The next piece of a body, or an error if none comes for too long.
-async fn next_piece(body: &mut Incoming, object: &str) -> Option<Result<Bytes, Error>> {
-    loop {
-        match timeout(STALL_TIMEOUT, body.frame()).await {
-            Ok(None) => return None,
-            Ok(Some(Ok(frame))) => match frame.into_data() {
-                Ok(piece) => return Some(Ok(piece)),
-                Err(_trailers) => {}
-            },
-            Ok(Some(Err(error))) => return Some(Err(Error::network(object, describe(&error)))),
-            Err(_) => {
-                let reason = format!("the response stalled for {} s", STALL_TIMEOUT.as_secs());
-                return Some(Err(Error::network(object, reason)));
+/// A body as it comes in, watched for stalls.
+struct Pieces {
+    body: Incoming,
+    /// Whose body it is, to be shown.
+    object: String,
+    /// Time spent waiting since `bytes` was last zero.
+    waited: Duration,
+    bytes: u64,
+}
+
+impl Pieces {
+    const fn new(body: Incoming, object: String) -> Self {
+        Self { body, object, waited: Duration::ZERO, bytes: 0 }
+    }
+
+    /// The next piece, or an error if too little comes for too long.
+    async fn next(&mut self) -> Option<Result<Bytes, Error>> {
+        loop {
+            let start = Instant::now();
+            let frame = timeout(STALL_TIMEOUT.saturating_sub(self.waited), self.body.frame()).await;
+            self.waited += start.elapsed();
+            match frame {
+                Ok(None) => return None,
+                Ok(Some(Err(error))) => return Some(Err(Error::network(&self.object, describe(&error)))),
+                Ok(Some(Ok(frame))) => {
+                    // Trailers are no data.
+                    let Ok(piece) = frame.into_data() else { continue };
+                    self.bytes += piece.len() as u64;
+                    if self.bytes >= STALL_BYTES_MIN {
+                        (self.waited, self.bytes) = (Duration::ZERO, 0);
+                    } else if self.waited >= STALL_TIMEOUT {
+                        return Some(Err(self.stalled()));
+                    }
+                    return Some(Ok(piece));
+                }
+                Err(_) => return Some(Err(self.stalled())),
             }
         }
+    }
+
+    fn stalled(&self) -> Error {
+        let (bytes, seconds) = (self.bytes, STALL_TIMEOUT.as_secs());
+        Error::network(&self.object, format_args!("the response stalled: {bytes} bytes in {seconds} s"))
     }
 }
 
@@ -222,7 +259,15 @@ fn check_content_range(response: &Response<Incoming>, range: &Range<u64>) -> Res
     Err(format!("asked for the range at {}, the server answers {header:?}", range.start))
 }
 
-fn redirected(url: &Url, response: &Response<Incoming>) -> Result<Url, Error> {
+/// Bytes of the whole object, if a good response to a request for a range tells them.
+fn total_bytes(response: &Response<Incoming>) -> Option<u64> {
+    if response.status() == StatusCode::OK {
+        return response.body().size_hint().exact();
+    }
+    response.headers().get(CONTENT_RANGE)?.to_str().ok()?.rsplit_once('/')?.1.parse().ok()
+}
+
+fn redirected<B>(url: &Url, response: &Response<B>) -> Result<Url, Error> {
     let target = response.headers().get(LOCATION).and_then(|value| value.to_str().ok());
     let target = target.and_then(|text| url.join(text).ok()).ok_or_else(|| refused(url, "a redirection to nowhere"))?;
     match (url.scheme(), target.scheme()) {
@@ -233,4 +278,28 @@ fn redirected(url: &Url, response: &Response<Incoming>) -> Result<Url, Error> {
 
 fn refused(url: &Url, status: impl ToString) -> Error {
     Error::Refused { object: shown(url), status: status.to_string() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn follow(url: &str, target: &str) -> Result<String, Error> {
+        let response = Response::builder().status(302).header(LOCATION, target).body(()).unwrap();
+        redirected(&url.parse().unwrap(), &response).map(|url| url.to_string())
+    }
+
+    #[test]
+    fn redirections_never_give_up_encryption() {
+        assert_eq!(follow("http://h/a", "https://h/a").unwrap(), "https://h/a");
+        assert_eq!(follow("https://h/a/b", "../c").unwrap(), "https://h/c");
+        assert_eq!(follow("https://h/a", "//other/c").unwrap(), "https://other/c");
+        assert_eq!(follow("http://h/a", "http://other/c").unwrap(), "http://other/c");
+        for target in ["http://h/a", "http://h:443/a", "ftp://h/a", "file:///a", "data:,x"] {
+            let error = follow("https://h/a", target).unwrap_err();
+            assert!(matches!(error, Error::Refused { .. }), "{target}: {error}");
+        }
+        let error = follow("https://h/a", "http://user:secret@h/a").unwrap_err().to_string();
+        assert!(!error.contains("secret"), "{error}");
+    }
 }

@@ -98,6 +98,7 @@ impl Job {
             } else if error.is_damage() {
                 // Damage fails one frame: those behind it may be whole.
                 damaged_tries = 0;
+                retry.next();
                 self.sender.send(rest[0], Err(error));
                 left.extend(coalesce(&self.wanted, rest[1..].to_vec()));
             } else {

@@ -13,7 +13,7 @@ use vmnetx_store::origin::{DirOrigin, HttpClient, HttpOrigin, OriginTier};
 use vmnetx_store::tier::{Arrivals, Found, Tier, Wanted, Why};
 use vmnetx_store::{DiskCache, DiskTier, Error, MemoryCache, MemoryTier, SingleFlight};
 
-use crate::faulty_tier::{FaultyTier, Fate};
+use crate::faulty_tier::{Fate, FaultyTier};
 use crate::support::repository::{Frame, Repository};
 use crate::support::source::{Source, mixed, noise, prose};
 use crate::within;

@@ -2,8 +2,11 @@
 //! misbehave.
 
 mod conformance;
+mod disk;
 mod faulty_tier;
+mod flight;
 mod model;
+mod origin;
 
 #[path = "../support/mod.rs"]
 #[allow(dead_code, reason = "the tests of other crates use other parts")]

@@ -23,9 +23,19 @@ const PLENTY: u64 = 64 << 20;
 /// Memory that holds two or three chunks.
 const LITTLE: u64 = 300_000;
 
-fn store(memory_bytes: u64, cache_dir: Option<&Path>) -> Store {
+/// A store; waits for its directory, which chunks that are still read ahead keep a moment longer than the store before.
+async fn store(memory_bytes: u64, cache_dir: Option<&Path>) -> Store {
     let disk = cache_dir.map(|dir| (dir.to_owned(), 64 << 20));
-    Store::open(Options { memory_bytes, disk, retry_for: Duration::from_secs(5) }).unwrap()
+    let options = Options { memory_bytes, disk, retry_for: Duration::from_secs(5) };
+    within(20, async {
+        loop {
+            match Store::open(options.clone()) {
+                Err(Error::Cache { .. }) => tokio::time::sleep(Duration::from_millis(5)).await,
+                opened => return opened.unwrap(),
+            }
+        }
+    })
+    .await
 }
 
 async fn open(store: &Store, repository: &Repository) -> Package {
@@ -127,7 +137,7 @@ proptest! {
     fn images_read_as_they_were((source, ranges) in questions(), warm: bool) {
         let repository = Repository::of(&source);
         RUNTIME.block_on(within(60, async {
-            let store = store(PLENTY, None);
+            let store = store(PLENTY, None).await;
             let package = open(&store, &repository).await;
             if warm {
                 package.disks()[0].warm_index();
@@ -140,7 +150,7 @@ proptest! {
     fn images_read_as_they_were_while_memory_is_short((source, ranges) in questions()) {
         let repository = Repository::of(&source);
         RUNTIME.block_on(within(60, async {
-            let store = store(LITTLE, None);
+            let store = store(LITTLE, None).await;
             let package = open(&store, &repository).await;
             compare_all(&package.disks()[0], &source, &ranges).await;
             compare_all(&package.disks()[0], &source, &ranges).await;
@@ -153,12 +163,12 @@ proptest! {
         let cache = tempfile::tempdir().unwrap();
         RUNTIME.block_on(within(60, async {
             for _ in 0..2 {
-                let store = store(LITTLE, Some(cache.path()));
+                let store = store(LITTLE, Some(cache.path())).await;
                 let package = open(&store, &repository).await;
                 compare_all(&package.disks()[0], &source, &ranges).await;
             }
             // Nothing is left to be fetched.
-            let store = store(PLENTY, Some(cache.path()));
+            let store = store(PLENTY, Some(cache.path())).await;
             let package = open(&store, &repository).await;
             let image = &package.disks()[0];
             for &(offset, length) in &ranges {
@@ -174,7 +184,7 @@ proptest! {
 async fn disks_of_one_package_share_chunks_and_keep_their_bytes_apart() {
     let (one, two) = (mixed(), Source::of(prose(7, 40 * BLOCK_BYTES)));
     let repository = Repository::of_disks(&[("disk0", &one), ("disk1", &two)]);
-    let store = store(PLENTY, None);
+    let store = store(PLENTY, None).await;
     let package = open(&store, &repository).await;
     compare(package.disk("disk0").unwrap(), &one, 0, one.size_bytes()).await;
     let before = package.origin_bytes();
@@ -204,7 +214,7 @@ async fn huge_images_are_read_through_inner_nodes() {
     let gib = 1_u64 << 30;
     assert!(vmnetx_format::Geometry::new(source.size_bytes()).unwrap().has_inner());
     for memory_bytes in [PLENTY, LITTLE] {
-        let store = store(memory_bytes, None);
+        let store = store(memory_bytes, None).await;
         let package = open(&store, &repository).await;
         let image = &package.disks()[0];
         for offset in [0, LEAF_BYTES - BLOCK - 7, 8 * gib - 100_000, 25 * gib, source.size_bytes() - 200_000] {
@@ -221,7 +231,7 @@ async fn huge_images_are_read_through_inner_nodes() {
 async fn a_huge_hole_is_told_without_fetching_anything() {
     let source = huge();
     let repository = Repository::of(&source);
-    let store = store(PLENTY, None);
+    let store = store(PLENTY, None).await;
     let package = open(&store, &repository).await;
     let gib = 1_u64 << 30;
     let extents = within(60, package.disks()[0].extents(17 * gib, 6 * gib, 8)).await.unwrap();
@@ -235,7 +245,7 @@ async fn a_huge_hole_is_told_without_fetching_anything() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn holes_below_a_known_inner_node_are_answered_at_once() {
     let repository = Repository::of(&huge());
-    let store = store(PLENTY, None);
+    let store = store(PLENTY, None).await;
     let package = open(&store, &repository).await;
     let image = &package.disks()[0];
     let hole = 25 * (1 << 30) + 3 * LEAF_BYTES;
@@ -253,7 +263,7 @@ async fn holes_below_a_known_inner_node_are_answered_at_once() {
 async fn an_empty_image_is_an_image() {
     let source = Source::zeros(0);
     let repository = Repository::of(&source);
-    let store = store(PLENTY, None);
+    let store = store(PLENTY, None).await;
     let package = open(&store, &repository).await;
     compare_all(&package.disks()[0], &source, &[(0, 0)]).await;
 }
@@ -263,7 +273,8 @@ async fn an_empty_image_is_an_image() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_index_that_lies_about_a_chunk_fails_reads_and_nothing_else() {
     // Disk1 holds the data of disk0, but its index says that each chunk is a block shorter or longer than it is.
-    let source = Source::zeros(64 * BLOCK).with(0, prose(1, 20 * BLOCK_BYTES)).with(30 * BLOCK, noise(2, 20 * BLOCK_BYTES));
+    let source =
+        Source::zeros(64 * BLOCK).with(0, prose(1, 20 * BLOCK_BYTES)).with(30 * BLOCK, noise(2, 20 * BLOCK_BYTES));
     for longer in [false, true] {
         let mut first = true;
         let repository = Repository::edited(&[("disk0", &source), ("disk1", &source)], |leaf| {
@@ -278,7 +289,7 @@ async fn an_index_that_lies_about_a_chunk_fails_reads_and_nothing_else() {
         let cache = tempfile::tempdir().unwrap();
         // The liar alone; both at once; the liar when the chunk is in memory; the liar when it is on the disk.
         for (honest_first, keep_memory) in [(false, true), (true, true), (true, false)] {
-            let store = store(PLENTY, Some(cache.path()));
+            let store = store(PLENTY, Some(cache.path())).await;
             let package = open(&store, &repository).await;
             let [honest, liar] = package.disks() else { panic!("two disks") };
             if honest_first {

@@ -39,8 +39,8 @@ pub(crate) enum Answer {
     Cut(usize),
     /// Goodly up to so many bytes of the whole response; then nothing more ever comes.
     Stall(usize),
-    /// Goodly, but byte by byte with this pause between them.
-    Drip(Duration),
+    /// Goodly up to so many bytes of the whole response; then byte by byte with this pause before each.
+    Drip(usize, Duration),
     /// With the byte at this position of the body (modulo its length) changed.
     Damaged(usize),
     /// With 200 and the whole object, although a range was asked for.
@@ -84,12 +84,8 @@ impl BadServer {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let log = Arc::<Mutex<Vec<Asked>>>::default();
-        let site = Site {
-            root: root.to_owned(),
-            behave: Box::new(behave),
-            seen: Mutex::default(),
-            log: Arc::clone(&log),
-        };
+        let site =
+            Site { root: root.to_owned(), behave: Box::new(behave), seen: Mutex::default(), log: Arc::clone(&log) };
         let site = Arc::new(site);
         let task = tokio::spawn(async move {
             // Connections end with the listener's task.
@@ -200,10 +196,13 @@ impl Site {
                 while stream.read(&mut [0; 64]).await? > 0 {}
                 return Ok(false);
             }
-            Answer::Drip(pause) => {
-                for byte in good(asked) {
-                    stream.write_all(&[byte]).await?;
+            Answer::Drip(after, pause) => {
+                let bytes = good(asked);
+                let (flow, drops) = bytes.split_at(after.min(bytes.len()));
+                stream.write_all(flow).await?;
+                for drop in drops {
                     tokio::time::sleep(pause).await;
+                    stream.write_all(&[*drop]).await?;
                 }
             }
             Answer::Raw(bytes) => {

@@ -1,0 +1,52 @@
+//! `export`: writes a disk as a raw image.
+
+use std::path::PathBuf;
+
+use vmnetx_store::Location;
+
+use super::output::{put, put_json, say, shown_bytes};
+use super::progress::Shown;
+use crate::{Error, ExportOptions, Output, export};
+
+/// Write a disk of a package as a raw image, verified.
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// An http(s) or vmnetx+http(s) URL, or a path to a link file; #b3=DIGEST asks for one version.
+    link: Location,
+    /// The disk's name.
+    disk: String,
+    /// The file to write, sparse; '-' writes to standard output.
+    out: PathBuf,
+    /// Replace OUT if it exists.
+    #[arg(long)]
+    force: bool,
+    /// Print one JSON object, and no progress.
+    #[arg(long)]
+    json: bool,
+    /// Show no progress.
+    #[arg(long)]
+    quiet: bool,
+}
+
+pub(super) fn run(args: Args) -> Result<(), Error> {
+    let to_stdout = args.out.as_os_str() == "-";
+    if to_stdout && args.json {
+        return Err(Error::Usage("the image and --json cannot both go to standard output".to_owned()));
+    }
+    let out = if to_stdout { Output::Stdout } else { Output::File { path: args.out.clone(), force: args.force } };
+    let progress = Shown::new("exported", args.json || args.quiet);
+    let report = export(&ExportOptions { link: args.link, disk: args.disk, out }, &progress)?;
+    drop(progress);
+    if args.json {
+        put_json(&report);
+        return Ok(());
+    }
+    let [size, data] = [report.size_bytes, report.data_bytes].map(shown_bytes);
+    let text = format!("exported  {} of version {}: {size}, {data} of data", report.disk, report.version);
+    match (to_stdout, args.quiet) {
+        (true, true) => {}
+        (true, false) => say(&text),
+        (false, _) => put(&text),
+    }
+    Ok(())
+}

@@ -1,0 +1,69 @@
+//! `serve`: a web server for a repository.
+
+use std::io::IsTerminal;
+use std::path::PathBuf;
+
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+use tracing_subscriber::EnvFilter;
+use vmnetx_store::dir::RepositoryDir;
+
+use super::output::{put, say};
+use crate::{Error, Server};
+
+/// Serve the repository REPO over HTTP, until interrupted.
+///
+/// Any other web server that serves the directory's files does as well.
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// The directory of the repository.
+    repo: PathBuf,
+    /// Listen on this address; port 0 takes any that is free.
+    #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:8080")]
+    listen: String,
+}
+
+pub(super) fn run(args: &Args) -> Result<(), Error> {
+    let filter = EnvFilter::try_from_env("VMNETX_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    let colour = std::io::stderr().is_terminal();
+    let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(colour);
+    // The root program may have set up its own.
+    let _ = subscriber.with_target(false).try_init();
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(Error::Runtime)?;
+    runtime.block_on(serve(args))
+}
+
+async fn serve(args: &Args) -> Result<(), Error> {
+    let shutdown = shutdown_on_signal()?;
+    let repository = RepositoryDir::open(&args.repo)?;
+    let server = Server::bind(repository.clone(), &args.listen).await?;
+    let names = repository.links()?;
+    for name in &names {
+        put(&server.url(name));
+        // A damaged link is for its readers to find: the others are served all the same.
+        let Ok(Some(envelope)) = repository.link(name) else {
+            say(&format!("warning: the link of {name} cannot be read"));
+            continue;
+        };
+        if let Some(url) = envelope.link.repositories.first() {
+            say(&format!("note: the link of {name} sends its readers to {url}"));
+        }
+    }
+    if names.is_empty() {
+        say(&format!("note: {} has no links yet; those that are published are served at once", args.repo.display()));
+    }
+    server.run(shutdown).await
+}
+
+fn shutdown_on_signal() -> Result<CancellationToken, Error> {
+    let token = CancellationToken::new();
+    for kind in [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup()] {
+        let mut arrivals = signal(kind).map_err(Error::Runtime)?;
+        let token = token.clone();
+        tokio::spawn(async move {
+            arrivals.recv().await;
+            token.cancel();
+        });
+    }
+    Ok(token)
+}

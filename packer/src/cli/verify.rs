@@ -1,0 +1,83 @@
+//! `verify`: looks for damage.
+
+use std::path::{Path, PathBuf};
+
+use vmnetx_format::{LINK_SUFFIX, Name};
+use vmnetx_store::dir::RepositoryDir;
+
+use super::output::{put, put_json, say, shown_bytes};
+use super::progress::Shown;
+use crate::{Error, Finding, VerifyReport, verify_link, verify_repository};
+
+/// Compare every byte of a package or of a whole repository with its digests.
+///
+/// All damage is listed, with the disks and bytes that it affects; the exit code is 4 if there is any.
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// The path of a link file in a repository, or the directory of a repository.
+    #[arg(value_name = "LINK|REPO")]
+    target: PathBuf,
+    /// Print one JSON object, and no progress.
+    #[arg(long)]
+    json: bool,
+    /// Show no progress.
+    #[arg(long)]
+    quiet: bool,
+}
+
+pub(super) fn run(args: &Args) -> Result<(), Error> {
+    let progress = Shown::new("verified", args.json || args.quiet);
+    let report = if args.target.is_dir() {
+        verify_repository(&RepositoryDir::open(&args.target)?, &progress)?
+    } else {
+        let (repository, name) = link(&args.target)?;
+        verify_link(&repository, &name, &progress)?
+    };
+    drop(progress);
+    if args.json {
+        put_json(&report)
+    } else {
+        print(&report)
+    }
+    match report.findings.len() as u64 + report.more_findings {
+        0 => Ok(()),
+        1 => Err(Error::Findings("one piece of damage".to_owned())),
+        count => Err(Error::Findings(format!("{count} pieces of damage"))),
+    }
+}
+
+fn link(path: &Path) -> Result<(RepositoryDir, Name), Error> {
+    // What cannot be read at all is told as such.
+    std::fs::metadata(path).map_err(Error::file("open", path))?;
+    let file = path.file_name().and_then(|file| file.to_str()).unwrap_or_default();
+    let name = file.strip_suffix(LINK_SUFFIX).and_then(|name| name.parse().ok());
+    let name = name.ok_or_else(|| {
+        Error::Usage(format!("{} is neither a repository nor a link file NAME{LINK_SUFFIX}", path.display()))
+    })?;
+    let folder = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    Ok((RepositoryDir::open(folder)?, name))
+}
+
+fn print(report: &VerifyReport) {
+    for Finding { object, what, affects } in &report.findings {
+        let affected = affects.as_ref().map_or_else(String::new, |affected| {
+            let disk = affected.disk.as_ref().map_or_else(String::new, |disk| {
+                format!(", disk {disk}, bytes {} to {}", affected.start, affected.end)
+            });
+            format!(" version {}{disk}", affected.version)
+        });
+        put(&format!("damaged   {object}{affected}: {what}"));
+    }
+    if report.more_findings > 0 {
+        put(&format!("damaged   and {} more", report.more_findings));
+    }
+    for object in &report.unreferenced {
+        say(&format!("note: no link leads to {object}"));
+    }
+    for path in &report.strangers {
+        say(&format!("note: {} is no object of a repository", path.display()));
+    }
+    let VerifyReport { links, versions, packs, chunks, .. } = report;
+    let bytes = shown_bytes(report.pack_bytes);
+    put(&format!("verified  {links} links, {versions} versions, {chunks} chunks, {packs} packs of {bytes}"));
+}

@@ -1,0 +1,183 @@
+//! Reads published images straight from the packs of a repository on this host.
+
+use std::collections::HashMap;
+use std::ops::Range;
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use vmnetx_format::limits::{INNER_FANOUT, LEAF_BLOCKS};
+use vmnetx_format::{
+    BLOCK_BYTES, ContentInner, ContentLeaf, Digest, Envelope, Geometry, LINK_SUFFIX, LayoutInner, LayoutLeaf,
+    LayoutObject, LeafChunk, Manifest, Name, NodePlace, Place, Roots, TreeError, Version, decode_frame,
+};
+use vmnetx_store::dir::{DirError, PackFile, RepositoryDir};
+use vmnetx_store::{Location, Place as LinkPlace};
+
+use crate::limits::PACKS_OPEN;
+use crate::{Damage, Error};
+
+/// Bytes of an image that one leaf covers.
+pub(crate) const LEAF_BYTES: u64 = LEAF_BLOCKS as u64 * BLOCK_BYTES as u64;
+
+/// A link in a repository of this host.
+#[derive(Debug)]
+pub(crate) struct LocalLink {
+    pub(crate) repository: RepositoryDir,
+    pub(crate) envelope: Envelope,
+}
+
+/// An image of a version: a disk or a RAM block.
+#[derive(Debug)]
+pub(crate) struct LocalImage {
+    pub(crate) name: String,
+    pub(crate) geometry: Geometry,
+    pub(crate) roots: Roots,
+}
+
+/// A pair of leaves that an image has.
+#[derive(Debug)]
+pub(crate) struct LeafNode {
+    pub(crate) leaf: u32,
+    pub(crate) content: Digest,
+    pub(crate) place: NodePlace,
+}
+
+/// The leaves of an image as far as they can be reached.
+#[derive(Debug, Default)]
+pub(crate) struct Leaves {
+    pub(crate) nodes: Vec<LeafNode>,
+    /// Leaves that cannot be reached, and why.
+    pub(crate) lost: Vec<(Range<u32>, Damage)>,
+}
+
+/// The packs of a repository, some of which are open.
+#[derive(Debug)]
+pub(crate) struct Packs {
+    repository: RepositoryDir,
+    open: Mutex<HashMap<Digest, Arc<PackFile>>>,
+}
+
+impl LocalLink {
+    /// The link at `location`, if it lies in a repository of this host. A link file that was handed on lies elsewhere.
+    pub(crate) fn find(location: &Location) -> Result<Option<Self>, Error> {
+        let LinkPlace::Path(path) = &location.place else { return Ok(None) };
+        let name = path.file_name().and_then(|file| file.to_str()).and_then(|file| file.strip_suffix(LINK_SUFFIX));
+        let Some(Ok(name)) = name.map(str::parse::<Name>) else { return Ok(None) };
+        let folder = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let repository = match RepositoryDir::open(folder) {
+            Err(DirError::NotARepository { .. }) => return Ok(None),
+            repository => repository?,
+        };
+        let envelope = repository.link(&name)?;
+        Ok(envelope.map(|envelope| Self { repository, envelope }))
+    }
+
+    /// The version that `location` asks for.
+    pub(crate) fn version(&self, location: &Location) -> Result<&Version, Error> {
+        let link = &self.envelope.link;
+        let Some(wanted) = location.version else { return Ok(&link.current) };
+        link.version(&wanted).ok_or_else(|| Error::NoSuchVersion { link: location.to_string(), version: wanted })
+    }
+}
+
+/// The images of a version, disks first.
+pub(crate) fn images(
+    repository: &RepositoryDir,
+    version: &Version,
+    manifest: &Manifest,
+) -> Result<Vec<LocalImage>, Damage> {
+    let path = repository.root().join(vmnetx_format::manifest_path(&version.manifest));
+    let shapes = manifest.images().map_err(|source| DirError::Manifest { path, source })?;
+    let layout = LayoutObject::decode(&repository.layout(version)?, &shapes)?;
+    let disks = manifest.disks.iter().map(|disk| disk.name.to_string());
+    let blocks = manifest.memory.iter().flat_map(|memory| &memory.blocks).map(|block| block.name.clone());
+    let images = disks.chain(blocks).zip(shapes).zip(layout.images);
+    Ok(images.map(|((name, (geometry, _)), roots)| LocalImage { name, geometry, roots }).collect())
+}
+
+impl Packs {
+    pub(crate) fn new(repository: RepositoryDir) -> Self {
+        Self { repository, open: Mutex::default() }
+    }
+
+    /// The leaves of an image, in order.
+    pub(crate) fn leaves(&self, image: &LocalImage) -> Leaves {
+        let mut leaves = Leaves::default();
+        for child in children(&image.roots, 0) {
+            if !image.geometry.has_inner() {
+                leaves.nodes.push(child);
+                continue;
+            }
+            let first = child.leaf.saturating_mul(INNER_FANOUT);
+            match self.inner(image.geometry, &child) {
+                Ok(node) => leaves.nodes.extend(children(&node, first)),
+                Err(damage) => {
+                    let end = first.saturating_add(image.geometry.inner_children(child.leaf));
+                    leaves.lost.push((first..end, damage));
+                }
+            }
+        }
+        leaves
+    }
+
+    /// The chunks of a leaf.
+    pub(crate) fn chunks(&self, geometry: Geometry, node: &LeafNode) -> Result<Vec<LeafChunk>, Damage> {
+        let (content, layout) = self.pair(node)?;
+        let content = ContentLeaf::decode(&content, geometry.leaf_blocks(node.leaf))?;
+        Ok(LeafChunk::join(&content, &LayoutLeaf::decode(&layout)?)?)
+    }
+
+    /// The plain bytes of a chunk.
+    pub(crate) fn chunk(&self, chunk: &LeafChunk) -> Result<Vec<u8>, Damage> {
+        self.frame(&chunk.place, chunk.plain_len(), &chunk.digest)
+    }
+
+    fn inner(&self, geometry: Geometry, node: &LeafNode) -> Result<Roots, Damage> {
+        let (content, layout) = self.pair(node)?;
+        let content = ContentInner::decode(&content, geometry.inner_children(node.leaf))?;
+        let layout = LayoutInner::decode(&layout)?;
+        let (contents, layouts) = (content.children().len(), layout.children().len());
+        if contents != layouts {
+            return Err(TreeError::Mismatch { content: contents, layout: layouts }.into());
+        }
+        Ok(Roots { content, layout })
+    }
+
+    fn pair(&self, node: &LeafNode) -> Result<(Vec<u8>, Vec<u8>), Damage> {
+        let place = &node.place;
+        let content = self.frame(&place.content_place(), place.content_plain_len, &node.content)?;
+        let layout = self.frame(&place.layout_place(), place.layout_plain_len, &place.layout)?;
+        Ok((content, layout))
+    }
+
+    fn frame(&self, place: &Place, plain_len: u32, digest: &Digest) -> Result<Vec<u8>, Damage> {
+        let pack = self.pack(&place.pack)?;
+        // A place comes from a damaged or foreign index perhaps: its length is bounded by its decoder.
+        let mut stored = vec![0; place.stored_len as usize];
+        pack.read_exact_at(&mut stored, place.offset)?;
+        let plain = decode_frame(&stored, plain_len)?;
+        if Digest::of(&plain) == *digest { Ok(plain) } else { Err(Damage::Digest(*digest)) }
+    }
+
+    fn pack(&self, digest: &Digest) -> Result<Arc<PackFile>, DirError> {
+        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(pack) = open.get(digest) {
+            return Ok(Arc::clone(pack));
+        }
+        let pack = Arc::new(self.repository.pack(digest)?);
+        if open.len() >= PACKS_OPEN {
+            open.clear();
+        }
+        open.insert(*digest, Arc::clone(&pack));
+        Ok(pack)
+    }
+}
+
+fn children(node: &Roots, first: u32) -> impl Iterator<Item = LeafNode> {
+    let places = node.content.children().iter().zip(node.layout.children());
+    places.map(move |(&(number, content), place)| LeafNode {
+        leaf: first.saturating_add(number),
+        content,
+        place: place.clone(),
+    })
+}
