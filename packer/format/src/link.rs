@@ -82,6 +82,9 @@ pub enum LinkError {
     /// Larger than any link.
     #[error("the link has {0} bytes, more than {LINK_BYTES_MAX}")]
     TooLarge(u64),
+    /// The link's text is not what it was when it was written.
+    #[error("the link is damaged: its text does not have the digest beside it")]
+    Digest,
     /// A field that cannot be.
     #[error("the link's field {field} {reason}")]
     Field {
@@ -101,6 +104,8 @@ pub struct Hex<const N: usize>(pub [u8; N]);
 struct File {
     vmnetx: u32,
     link: Box<RawValue>,
+    /// Of the link's text. Nobody is kept from changing both; it finds flipped bits.
+    blake3: Digest,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     signature: Option<Signature>,
 }
@@ -130,7 +135,8 @@ impl Envelope {
     /// The file as it is stored.
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
-        let file = File { vmnetx: FORMAT_NUMBER, link: self.text.clone(), signature: self.signature.clone() };
+        let blake3 = Digest::of(self.signed_bytes());
+        let file = File { vmnetx: FORMAT_NUMBER, link: self.text.clone(), blake3, signature: self.signature.clone() };
         // Only a map with keys that are not text could fail, and there is none.
         let mut bytes = serde_json::to_vec(&file).unwrap_or_default();
         bytes.push(b'\n');
@@ -151,7 +157,10 @@ impl Envelope {
         if vmnetx != u64::from(FORMAT_NUMBER) {
             return Err(LinkError::FormatNumber(vmnetx));
         }
-        let File { link: text, signature, .. } = serde_json::from_slice(bytes).map_err(json)?;
+        let File { link: text, blake3, signature, .. } = serde_json::from_slice(bytes).map_err(json)?;
+        if Digest::of(text.get().as_bytes()) != blake3 {
+            return Err(LinkError::Digest);
+        }
         let link: Link = serde_json::from_str(text.get()).map_err(json)?;
         link.check()?;
         Ok(Self { link, signature, text })
@@ -265,8 +274,9 @@ mod tests {
     }
 
     fn edited(edit: impl FnOnce(&mut serde_json::Value)) -> Result<Envelope, LinkError> {
-        let mut json = serde_json::from_slice(&Envelope::unsigned(link()).unwrap().encode()).unwrap();
+        let mut json: serde_json::Value = serde_json::from_slice(&Envelope::unsigned(link()).unwrap().encode()).unwrap();
         edit(&mut json);
+        json["blake3"] = Digest::of(json["link"].to_string().as_bytes()).to_string().into();
         Envelope::decode(json.to_string().as_bytes())
     }
 
@@ -280,6 +290,18 @@ mod tests {
         assert_eq!(read.signed_bytes(), envelope.signed_bytes());
         assert!(read.link.version(&Digest::of(b"manifest")).is_some());
         assert!(read.link.version(&Digest::of(b"other")).is_none());
+    }
+
+    #[test]
+    fn every_flipped_bit_is_found() {
+        let bytes = Envelope::unsigned(link()).unwrap().encode();
+        for at in 0..bytes.len() {
+            for bit in 0..8 {
+                let mut damaged = bytes.clone();
+                damaged[at] ^= 1 << bit;
+                assert!(Envelope::decode(&damaged).is_err(), "bit {bit} of byte {at}");
+            }
+        }
     }
 
     #[test]

@@ -57,6 +57,7 @@ mod tests {
     }
 
     #[test]
+    #[allow(clippy::single_range_in_vec_init, reason = "one range is what is expected")]
     fn neighbours_share_a_request_and_strangers_do_not() {
         let near = COALESCE_GAP_BYTES;
         assert_eq!(ranges(&[wanted(1, 300, 50), wanted(1, 100, 200)]), [100..350]);
