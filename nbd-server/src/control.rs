@@ -14,7 +14,7 @@ use tokio::net::UnixStream;
 use tokio_util::sync::CancellationToken;
 use vmnetx_store::{Package, Store};
 
-use crate::limits::CONTROL_BYTES_MAX;
+use crate::limits::{CONTROL_BYTES_MAX, DRAIN_TIMEOUT};
 use crate::{Error, ExportStats, Exports, Listener};
 
 /// Where the counts are asked for. The number is the version of the control interface.
@@ -92,8 +92,16 @@ pub async fn serve_control(
         Json(Stats::now(&store, &package, &exports))
     };
     let router = Router::new().route(STATS_PATH, get(stats)).with_state((store, package, exports));
-    let served = axum::serve(socket, router).with_graceful_shutdown(shutdown.cancelled_owned());
-    if let Err(error) = served.await {
-        tracing::warn!(%error, "control socket ends");
+    let served = axum::serve(socket, router).with_graceful_shutdown(shutdown.clone().cancelled_owned());
+    // A client that stops in the middle of its request must not keep the server from ending.
+    let given_up = async {
+        shutdown.cancelled().await;
+        tokio::time::sleep(DRAIN_TIMEOUT).await;
+    };
+    tokio::select! {
+        result = served.into_future() => if let Err(error) = result {
+            tracing::warn!(%error, "control socket ends");
+        },
+        () = given_up => tracing::warn!("clients of the control socket are given up"),
     }
 }

@@ -76,7 +76,8 @@ impl Output {
     fn payload(&mut self, pieces: impl Iterator<Item = Piece>) {
         for piece in pieces {
             match piece {
-                Piece::Zeros(zeros) => self.tail.put_bytes(0, zeros as usize),
+                Piece::Zeros(zeros) if zeros <= COPY_BYTES_MAX as u64 => self.tail.put_bytes(0, zeros as usize),
+                Piece::Zeros(zeros) => self.zeros(zeros),
                 Piece::Data(data) if data.len() <= COPY_BYTES_MAX => self.tail.extend_from_slice(&data),
                 Piece::Data(data) => {
                     self.close_tail();
@@ -84,6 +85,18 @@ impl Output {
                     self.ready.push_back(data);
                 }
             }
+        }
+    }
+
+    /// Adds many zeros without having them all in memory: a request of 28 bytes must not cost megabytes.
+    fn zeros(&mut self, mut zeros: u64) {
+        static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
+        self.close_tail();
+        while zeros > 0 {
+            let part = zeros.min(ZEROS.len() as u64) as usize;
+            self.ready_bytes += part;
+            self.ready.push_back(Bytes::from_static(&ZEROS[..part]));
+            zeros -= part as u64;
         }
     }
 

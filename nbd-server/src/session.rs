@@ -109,6 +109,8 @@ struct Answer {
     cookie: Cookie,
     offset: u64,
     length: u32,
+    /// Bytes that the answer was expected to have.
+    expected_bytes: u64,
     result: Result<Payload, vmnetx_store::Error>,
 }
 
@@ -142,14 +144,16 @@ impl Session {
         let mut requests = Requests::new();
         let mut open = true;
         loop {
+            // What has ended first: it makes room, and nothing may make room after requests were last looked at, or they
+            // would wait in the input for bytes that never come.
+            while let Some(answer) = self.misses.try_join_next() {
+                self.finish(answer?);
+            }
             while open && self.has_room() {
                 match requests.next(&mut input)? {
                     Some(request) => open = self.take(&request),
                     None => break,
                 }
-            }
-            while let Some(answer) = self.misses.try_join_next() {
-                self.finish(answer?);
             }
             let full = self.output.len() >= OUTPUT_BYTES;
             self.output.write_to(&mut stream).await?;
@@ -211,7 +215,7 @@ impl Session {
             self.pieces = pieces;
             return;
         }
-        self.miss(cookie, offset, length, move |image| async move {
+        self.miss(cookie, offset, length, length.into(), move |image| async move {
             let pieces = image.read(offset, length.into()).await?;
             Ok(Payload::Read { pieces, whole })
         });
@@ -219,23 +223,30 @@ impl Session {
 
     fn status(&mut self, cookie: Cookie, offset: u64, length: u32, one_extent: bool) {
         let extents_max = if one_extent { 1 } else { EXTENTS_MAX };
-        self.miss(cookie, offset, length, move |image| async move {
+        // The answer is small, whatever the question's range.
+        self.miss(cookie, offset, length, 0, move |image| async move {
             image.extents(offset, length.into(), extents_max).await.map(Payload::Status)
         });
     }
 
-    fn miss<F>(&mut self, cookie: Cookie, offset: u64, length: u32, work: impl FnOnce(Arc<Image>) -> F)
-    where
+    fn miss<F>(
+        &mut self,
+        cookie: Cookie,
+        offset: u64,
+        length: u32,
+        expected_bytes: u64,
+        work: impl FnOnce(Arc<Image>) -> F,
+    ) where
         F: Future<Output = Result<Payload, vmnetx_store::Error>> + Send + 'static,
     {
         let work = work(Arc::clone(self.export.image()));
-        self.in_flight_bytes += u64::from(length);
-        self.misses.spawn(async move { Answer { cookie, offset, length, result: work.await } });
+        self.in_flight_bytes += expected_bytes;
+        self.misses.spawn(async move { Answer { cookie, offset, length, expected_bytes, result: work.await } });
     }
 
     /// Puts a miss's answer into the output.
-    fn finish(&mut self, Answer { cookie, offset, length, result }: Answer) {
-        self.in_flight_bytes -= u64::from(length);
+    fn finish(&mut self, Answer { cookie, offset, length, expected_bytes, result }: Answer) {
+        self.in_flight_bytes -= expected_bytes;
         match result {
             Ok(Payload::Read { mut pieces, whole }) => self.reply_read(cookie, offset, &mut pieces, whole),
             Ok(Payload::Status(extents)) => self.reply_status(cookie, &extents),

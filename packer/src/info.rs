@@ -1,6 +1,7 @@
 //! What is known of a package without reading its disks.
 
 use std::collections::HashMap;
+use std::time::Duration;
 
 use serde::Serialize;
 use url::Url;
@@ -10,6 +11,7 @@ use vmnetx_store::dir::RepositoryDir;
 use vmnetx_store::{Location, Options, Store};
 
 use crate::Error;
+use crate::limits::INFO_RETRY_S;
 use crate::local::{LocalLink, Packs, images};
 
 /// A package and one of its versions.
@@ -145,7 +147,7 @@ pub fn list(repository: &RepositoryDir) -> Result<Vec<ListedPackage>, Error> {
 
 fn remote(location: &Location) -> Result<PackageInfo, Error> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Error::Runtime)?;
-    let store = Store::open(Options::default())?;
+    let store = Store::open(Options { retry_for: Duration::from_secs(INFO_RETRY_S), ..Options::default() })?;
     let package = runtime.block_on(store.package(location))?;
     Ok(describe(package.link(), package.version(), package.manifest(), &[]))
 }

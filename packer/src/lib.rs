@@ -8,6 +8,7 @@ mod export;
 mod info;
 mod local;
 mod progress;
+mod remote;
 mod serve;
 mod verify;
 
@@ -21,4 +22,4 @@ pub use export::{ExportOptions, ExportReport, Output, export};
 pub use info::{DiskInfo, ListedPackage, PackageInfo, StoredInfo, VersionInfo, info, list};
 pub use progress::{Progress, Silent};
 pub use serve::Server;
-pub use verify::{Affected, Finding, VerifyReport, verify_link, verify_repository};
+pub use verify::{Affected, Finding, VerifyReport, verify_link, verify_remote, verify_repository};

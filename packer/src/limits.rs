@@ -29,3 +29,6 @@ pub const SERVE_GRACE_S: u64 = 5;
 
 /// Bytes that `serve` reads from a file at a time.
 pub const SERVE_PIECE_BYTES: usize = 256 << 10;
+
+/// Seconds for which `info` tries to reach a server: someone waits for the answer.
+pub const INFO_RETRY_S: u64 = 10;

@@ -1,5 +1,6 @@
 //! A small web server for a repository: what any other web server does with its files, without setting one up.
 
+use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -86,10 +87,8 @@ async fn answer(mut files: ServeDir, request: Request) -> Response {
         );
     };
     match files.try_call(request).await {
-        Ok(response) if response.status() == StatusCode::NOT_FOUND => {
-            tracing::info!(path, "refused: not in the repository");
-            refuse(StatusCode::NOT_FOUND, "the repository does not have this object\n")
-        }
+        Ok(response) if response.status() == StatusCode::NOT_FOUND => absent(&path),
+        Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => absent(&path),
         Ok(response) => {
             let mut response = response.map(Body::new);
             if response.status().is_success() || response.status() == StatusCode::NOT_MODIFIED {
@@ -106,6 +105,11 @@ async fn answer(mut files: ServeDir, request: Request) -> Response {
             refuse(StatusCode::INTERNAL_SERVER_ERROR, "the object cannot be read\n")
         }
     }
+}
+
+fn absent(path: &str) -> Response {
+    tracing::info!(path, "refused: not in the repository");
+    refuse(StatusCode::NOT_FOUND, "the repository does not have this object\n")
 }
 
 fn refuse(status: StatusCode, text: &'static str) -> Response {

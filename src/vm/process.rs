@@ -24,6 +24,11 @@ use super::limits::{
     EXIT_DEADLINE, KILL_DEADLINE, TOOL_DEADLINE, TOOL_OUTPUT_BYTES_MAX, WORDS_BYTES_MAX, WORDS_LINES_MAX,
 };
 
+/// Keeps QEMU's window libraries away from the desktop's message bus. Where there is none they would start one, for which the
+/// sandbox kills QEMU (SIGSYS, seen with GTK and SDL); where there is one, it starts programs for whoever asks, which is what
+/// the sandbox is to prevent.
+const NO_SESSION_BUS: [(&str, &str); 2] = [("DBUS_SESSION_BUS_ADDRESS", "disabled:"), ("NO_AT_BRIDGE", "1")];
+
 /// The programs that a launch runs.
 #[derive(Debug, Clone)]
 pub struct Programs {
@@ -77,6 +82,7 @@ impl Process {
     pub(super) async fn spawn(programs: &Programs, program: &Path, arguments: &[OsString]) -> Result<Self, Error> {
         let mut command = Command::new(&programs.setpriv);
         command.args(["--pdeathsig", "KILL", "--no-new-privs", "--"]).arg(program).args(arguments);
+        command.envs(NO_SESSION_BUS);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).process_group(0);
         let failed = |source| Error::io(format!("start {}", program.display()), source);
         let (started, starting) = oneshot::channel();
@@ -265,6 +271,13 @@ mod tests {
         let process = shell("exec sleep 1000").await;
         let pid = Pid::from_raw(process.pid().cast_signed()).unwrap();
         assert_eq!(rustix::process::getpgid(Some(pid)).unwrap(), pid);
+    }
+
+    #[tokio::test]
+    async fn has_no_message_bus_to_start_programs_by() {
+        let mut process = shell("echo $DBUS_SESSION_BUS_ADDRESS >&2").await;
+        process.exited().await.unwrap();
+        assert_eq!(process.words(), "disabled:");
     }
 
     #[tokio::test]

@@ -1,6 +1,7 @@
 //! Real guests, launched as users launch them.
 //!
-//! Needs what `tests/setup demo` installs. KVM is not needed: guests run under TCG, a boot takes about ten seconds.
+//! Needs what `tests/setup test` installs. KVM is not needed: guests run under TCG, a boot takes about ten seconds.
 
+mod cli;
 mod support;
 mod vm;

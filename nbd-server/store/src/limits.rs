@@ -8,7 +8,7 @@ pub const ORIGIN_REQUESTS_MAX: usize = 12;
 /// Requests that are not for waiting readers; the rest of [`ORIGIN_REQUESTS_MAX`] is kept for those who wait.
 pub const ORIGIN_BACKGROUND_REQUESTS_MAX: usize = 8;
 
-/// Time to open a connection, the TLS handshake included.
+/// Time to open a TCP connection.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Time from sending a request to the head of its response.
@@ -22,6 +22,18 @@ pub const STALL_BYTES_MIN: u64 = 256;
 
 /// Time that an unused connection is kept.
 pub const IDLE_CONNECTION: Duration = Duration::from_secs(50);
+
+/// Time after which a silent connection is probed.
+pub const KEEPALIVE_IDLE: Duration = Duration::from_secs(5);
+
+/// Time between two probes.
+pub const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(2);
+
+/// Probes without an answer after which a connection is dead.
+pub const KEEPALIVE_RETRIES: u32 = 2;
+
+/// The longest time for which a failing read can be tried again: a year.
+pub const RETRY_FOR_MAX: Duration = Duration::from_secs(365 * 24 * 3600);
 
 /// Time for which a failing read is tried again unless the user of the store chooses another.
 pub const RETRY_FOR: Duration = Duration::from_secs(60);

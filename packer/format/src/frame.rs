@@ -3,7 +3,11 @@
 use crate::limits::FRAME_PLAIN_BYTES_MAX;
 
 /// Compresses frames with one zstd context, which is costly to make.
-pub struct Compressor(zstd::bulk::Compressor<'static>);
+pub struct Compressor {
+    inner: zstd::bulk::Compressor<'static>,
+    /// Room for the longest form of a frame; what is given out has just the frame's length.
+    room: Vec<u8>,
+}
 
 /// A frame that does not hold what it should.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -43,7 +47,7 @@ impl Compressor {
         inner.include_contentsize(false)?;
         inner.include_checksum(false)?;
         inner.include_dictid(false)?;
-        Ok(Self(inner))
+        Ok(Self { inner, room: Vec::new() })
     }
 
     /// The frame that is stored for `plain`: compressed, or `plain` itself where compressing gains nothing.
@@ -51,8 +55,10 @@ impl Compressor {
     /// # Errors
     /// Whatever zstd says, which in practice is a lack of memory.
     pub fn encode(&mut self, plain: &[u8]) -> std::io::Result<Vec<u8>> {
-        let stored = self.0.compress(plain)?;
-        Ok(if stored.len() < plain.len() { stored } else { plain.to_vec() })
+        self.room.clear();
+        self.room.reserve(zstd::zstd_safe::compress_bound(plain.len()));
+        let length = self.inner.compress_to_buffer(plain, &mut self.room)?;
+        Ok(if length < plain.len() { self.room.clone() } else { plain.to_vec() })
     }
 }
 

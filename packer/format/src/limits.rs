@@ -56,7 +56,7 @@ pub const URL_BYTES_MAX: usize = 2048;
 pub const ORDERS_MAX: usize = 16;
 
 /// Disks of a package.
-pub const DISKS_MAX: usize = 26;
+pub const DISKS_MAX: usize = 16;
 
 /// RAM blocks of a package's memory.
 pub const RAM_BLOCKS_MAX: usize = 256;

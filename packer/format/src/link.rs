@@ -7,6 +7,7 @@ use url::Url;
 use crate::limits::{
     LAYOUT_BYTES_MAX, LINK_BYTES_MAX, MANIFEST_BYTES_MAX, ORDERS_MAX, RETAINED_MAX, URL_BYTES_MAX, URLS_MAX,
 };
+use crate::name::printable;
 use crate::{Digest, FORMAT_NUMBER, Name, Title};
 
 /// What a link file says.
@@ -151,7 +152,7 @@ impl Envelope {
         if bytes.len() as u64 > LINK_BYTES_MAX {
             return Err(LinkError::TooLarge(bytes.len() as u64));
         }
-        let json = |error: serde_json::Error| LinkError::Json(error.to_string());
+        let json = |error: serde_json::Error| LinkError::Json(printable(&error));
         // The number comes first: a later format may have any fields.
         let Number { vmnetx } = serde_json::from_slice(bytes).map_err(json)?;
         if vmnetx != u64::from(FORMAT_NUMBER) {
@@ -274,7 +275,8 @@ mod tests {
     }
 
     fn edited(edit: impl FnOnce(&mut serde_json::Value)) -> Result<Envelope, LinkError> {
-        let mut json: serde_json::Value = serde_json::from_slice(&Envelope::unsigned(link()).unwrap().encode()).unwrap();
+        let mut json: serde_json::Value =
+            serde_json::from_slice(&Envelope::unsigned(link()).unwrap().encode()).unwrap();
         edit(&mut json);
         json["blake3"] = Digest::of(json["link"].to_string().as_bytes()).to_string().into();
         Envelope::decode(json.to_string().as_bytes())
@@ -319,6 +321,7 @@ mod tests {
         assert!(refused(|json| json["new"] = true.into()).contains("new"));
         assert!(refused(|json| json["link"]["qemu"] = "-enable-kvm".into()).contains("qemu"));
         assert!(refused(|json| json["link"]["current"]["path"] = "/etc".into()).contains("path"));
+        assert!(refused(|json| json["link"]["a\u{1b}]0;b"] = 0.into()).contains("a\u{fffd}]0;b"));
         assert!(refused(|json| json["link"]["serial"] = 0.into()).contains("serial"));
         assert!(refused(|json| json["link"]["name"] = "../x".into()).contains("name"));
         for url in ["file:///etc/", "/etc/", "https://user:pw@host/", "https://host/x", "https://host/?q=/"] {

@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::limits::{DISKS_MAX, MANIFEST_BYTES_MAX, RAM_BLOCKS_MAX};
 use crate::machine::{Machine, MachineError};
+use crate::name::printable;
 use crate::{Chunker, Digest, FORMAT_NUMBER, Geometry, Name, TreeError};
 
 /// One version of a package: machine, disks and, if it was saved running, memory. It does not say where anything is
@@ -132,7 +133,7 @@ impl Manifest {
         if bytes.len() as u64 > MANIFEST_BYTES_MAX {
             return Err(ManifestError::TooLarge(bytes.len() as u64));
         }
-        let json = |error: serde_json::Error| ManifestError::Json(error.to_string());
+        let json = |error: serde_json::Error| ManifestError::Json(printable(&error));
         // The number comes first: a later format may have any fields.
         let Number { vmnetx } = serde_json::from_slice(bytes).map_err(json)?;
         if vmnetx != u64::from(FORMAT_NUMBER) {
@@ -153,7 +154,7 @@ impl Manifest {
         let blocks = blocks.map(|block| (block.name.as_str(), block.size_bytes, block.content));
         let shape = |(name, size_bytes, content): (&str, u64, Digest)| {
             let geometry = Geometry::new(size_bytes);
-            Ok((geometry.map_err(|error| ManifestError::Size { name: name.to_owned(), error })?, content))
+            Ok((geometry.map_err(|error| ManifestError::Size { name: printable(&name), error })?, content))
         };
         disks.chain(blocks).map(shape).collect()
     }

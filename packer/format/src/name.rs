@@ -48,11 +48,19 @@ impl Title {
 
 /// Characters that turn the direction of text or hide it: a title with them can pass for another.
 const fn is_deceptive(c: char) -> bool {
-    matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')
+    matches!(c, '\u{61c}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')
 }
 
 fn clip(text: &str) -> String {
     text.chars().take(80).collect()
+}
+
+/// A message that repeats bytes of others, such as the name of an unknown field, made fit to be shown: cut to a line's
+/// length and without characters that steer a terminal.
+pub(crate) fn printable(message: &impl fmt::Display) -> String {
+    const CHARS_MAX: usize = 300;
+    let shown = |c: char| if c.is_control() || is_deceptive(c) { char::REPLACEMENT_CHARACTER } else { c };
+    message.to_string().chars().take(CHARS_MAX).map(shown).collect()
 }
 
 impl TryFrom<String> for Name {

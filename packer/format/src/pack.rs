@@ -2,7 +2,7 @@
 
 use crate::limits::{FRAME_PLAIN_BYTES_MAX, PACK_ENTRIES_MAX};
 use crate::wire::{Reader, WireError, put_varint};
-use crate::{Compressor, Digest, FrameError, Hasher, decode_frame};
+use crate::{Compressor, Digest, FrameError, Hasher};
 
 const HEADER: &[u8; 8] = b"VMNXPAK0";
 const END: &[u8; 8] = b"VMNXEND0";
@@ -170,7 +170,7 @@ impl Trailer {
     pub fn decode(bytes: &[u8; Self::BYTES], pack_len: u64) -> Result<Self, PackError> {
         let trailer = Self::read(bytes).map_err(|_| PackError::Trailer)?;
         let around = (HEADER.len() + Self::BYTES) as u64;
-        let fits = u64::from(trailer.stored_len) + around <= pack_len;
+        let fits = u64::from(trailer.stored_len) + around <= pack_len && trailer.stored_len <= trailer.plain_len;
         if fits && trailer.plain_len <= CATALOGUE_BYTES_MAX { Ok(trailer) } else { Err(PackError::Trailer) }
     }
 
@@ -199,9 +199,10 @@ impl Catalogue {
     /// # Errors
     /// [`PackError`] when it is not that catalogue or does not add up to the pack's length.
     pub fn decode(stored: &[u8], trailer: &Trailer, pack_len: u64) -> Result<Self, PackError> {
-        // A catalogue may exceed the limit of frames in general, so it is decompressed under its own.
-        let plain = if trailer.plain_len <= FRAME_PLAIN_BYTES_MAX {
-            decode_frame(stored, trailer.plain_len)?
+        // A catalogue may exceed the limit of frames in general, so it is decompressed under its own, which the trailer
+        // was compared with.
+        let plain = if stored.len() == trailer.plain_len as usize {
+            stored.to_vec()
         } else {
             zstd::bulk::decompress(stored, trailer.plain_len as usize)
                 .map_err(|error| FrameError::Zstd(error.to_string()))?
@@ -271,6 +272,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::decode_frame;
 
     fn pack(frames: &[(Kind, Vec<u8>)]) -> (Vec<u8>, Digest) {
         let mut builder = PackBuilder::new();

@@ -1,22 +1,24 @@
 //! `verify`: looks for damage.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use vmnetx_format::{LINK_SUFFIX, Name};
 use vmnetx_store::dir::RepositoryDir;
+use vmnetx_store::{Location, Place};
 
 use super::output::{put, put_json, say, shown_bytes};
 use super::progress::Shown;
-use crate::{Error, Finding, VerifyReport, verify_link, verify_repository};
+use crate::{Error, Finding, VerifyReport, verify_link, verify_remote, verify_repository};
 
 /// Compare every byte of a package or of a whole repository with its digests.
 ///
 /// All damage is listed, with the disks and bytes that it affects; the exit code is 4 if there is any.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// The path of a link file in a repository, or the directory of a repository.
+    /// The directory of a repository, the path of a link file in one, or an http(s) or vmnetx+http(s) URL. Of a URL the
+    /// current version is verified, or the one that #b3=DIGEST asks for.
     #[arg(value_name = "LINK|REPO")]
-    target: PathBuf,
+    target: Location,
     /// Print one JSON object, and no progress.
     #[arg(long)]
     json: bool,
@@ -27,11 +29,13 @@ pub(super) struct Args {
 
 pub(super) fn run(args: &Args) -> Result<(), Error> {
     let progress = Shown::new("verified", args.json || args.quiet);
-    let report = if args.target.is_dir() {
-        verify_repository(&RepositoryDir::open(&args.target)?, &progress)?
-    } else {
-        let (repository, name) = link(&args.target)?;
-        verify_link(&repository, &name, &progress)?
+    let report = match &args.target.place {
+        Place::Url(_) => verify_remote(&args.target, &progress)?,
+        Place::Path(path) if path.is_dir() => verify_repository(&RepositoryDir::open(path)?, &progress)?,
+        Place::Path(path) => {
+            let (repository, name) = link(path)?;
+            verify_link(&repository, &name, &progress)?
+        }
     };
     drop(progress);
     if args.json {

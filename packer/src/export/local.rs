@@ -6,7 +6,7 @@ use rayon::prelude::*;
 use vmnetx_format::{BLOCK_BYTES, LeafChunk};
 
 use super::damaged;
-use super::target::{FileTarget, Target, write_stdout, zeros_stdout};
+use super::target::{FileTarget, Stdout, Target};
 use crate::local::{LEAF_BYTES, LeafNode, Leaves, LocalImage, Packs};
 use crate::{Error, Progress};
 
@@ -24,7 +24,7 @@ pub(super) fn export(packs: &Packs, image: &LocalImage, target: Target, progress
     progress.total(nodes.len() as u64 * LEAF_BYTES);
     match target {
         Target::File(file) => source.to_file(file, &nodes),
-        Target::Stdout => source.to_stdout(&nodes),
+        Target::Stdout(stdout) => source.to_stdout(stdout, &nodes),
     }
 }
 
@@ -52,13 +52,13 @@ impl Source<'_> {
     }
 
     /// One leaf is read while the one before is written.
-    fn to_stdout(&self, nodes: &[LeafNode]) -> Result<u64, Error> {
+    fn to_stdout(&self, mut stdout: Stdout, nodes: &[LeafNode]) -> Result<u64, Error> {
         let (mut at, mut data_bytes) = (0, 0);
         let mut write = |pieces: Vec<Piece>| {
             for (offset, plain) in pieces {
-                zeros_stdout(offset - at)?;
+                stdout.write_zeros(offset - at)?;
                 let inside = self.inside(offset, &plain);
-                write_stdout(inside)?;
+                stdout.write(inside)?;
                 at = offset + inside.len() as u64;
                 data_bytes += plain.len() as u64;
             }
@@ -76,7 +76,7 @@ impl Source<'_> {
             self.progress.advance(LEAF_BYTES);
         }
         write(ready)?;
-        zeros_stdout(self.image.geometry.size_bytes() - at)?;
+        stdout.write_zeros(self.image.geometry.size_bytes() - at)?;
         Ok(data_bytes)
     }
 

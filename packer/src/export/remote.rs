@@ -2,20 +2,15 @@
 
 use std::sync::Arc;
 
-use futures_util::{StreamExt, TryStreamExt, stream};
+use futures_util::{StreamExt, TryStreamExt};
 use tokio::sync::mpsc;
-use vmnetx_store::{Image, Options, Piece, Store};
+use vmnetx_store::{Image, Piece};
 
-use super::target::{Target, write_stdout, zeros_stdout};
+use super::target::Target;
 use super::{ExportOptions, ExportReport, disk_position};
-use crate::limits::{REMOTE_READ_BYTES, REMOTE_READS};
+use crate::limits::REMOTE_READS;
+use crate::remote::{once_store, stored_ranges};
 use crate::{Error, Progress};
-
-/// Bytes of the memory tier: each chunk is read once, and the few that are met again soon are worth keeping.
-const MEMORY_BYTES: u64 = 64 << 20;
-
-/// Extents that one question to the index asks for.
-const EXTENTS_MAX: usize = 64;
 
 /// What was read at an offset.
 type Read = (u64, Vec<Piece>);
@@ -23,8 +18,7 @@ type Read = (u64, Vec<Piece>);
 /// Exports a disk through the store.
 pub(super) fn export(options: &ExportOptions, target: Target, progress: &dyn Progress) -> Result<ExportReport, Error> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(Error::Runtime)?;
-    let store = Store::open(Options { memory_bytes: MEMORY_BYTES, ..Options::default() })?;
-    let package = runtime.block_on(store.package(&options.link))?;
+    let package = runtime.block_on(once_store()?.package(&options.link))?;
     disk_position(package.manifest(), options)?;
     let image = Arc::clone(package.disk(&options.disk).ok_or(Error::Stopped)?);
     progress.total(image.size_bytes());
@@ -41,7 +35,7 @@ pub(super) fn export(options: &ExportOptions, target: Target, progress: &dyn Pro
 /// Writes what arrives; `end` says, when nothing does any more, whether that was all.
 fn write_all(
     reads: &mut mpsc::Receiver<Read>,
-    target: Target,
+    mut target: Target,
     size_bytes: u64,
     progress: &dyn Progress,
     end: impl FnOnce() -> Result<(), Error>,
@@ -52,15 +46,15 @@ fn write_all(
     let (mut done, mut data_bytes) = (0, 0);
     while let Some((offset, pieces)) = reads.blocking_recv() {
         let mut at = offset;
-        if matches!(target, Target::Stdout) {
-            zeros_stdout(offset - done)?;
+        if let Target::Stdout(stdout) = &mut target {
+            stdout.write_zeros(offset - done)?;
         }
         for piece in pieces {
-            match (&piece, &target) {
+            match (&piece, &mut target) {
                 (Piece::Data(data), Target::File(file)) => file.write_at(data, at)?,
-                (Piece::Data(data), Target::Stdout) => write_stdout(data)?,
+                (Piece::Data(data), Target::Stdout(stdout)) => stdout.write(data)?,
                 (Piece::Zeros(_), Target::File(_)) => {}
-                (Piece::Zeros(zeros), Target::Stdout) => zeros_stdout(*zeros)?,
+                (Piece::Zeros(zeros), Target::Stdout(stdout)) => stdout.write_zeros(*zeros)?,
             }
             if let Piece::Data(data) = &piece {
                 data_bytes += data.len() as u64;
@@ -74,7 +68,7 @@ fn write_all(
     progress.advance(size_bytes - done);
     match target {
         Target::File(file) => file.finish()?,
-        Target::Stdout => zeros_stdout(size_bytes - done)?,
+        Target::Stdout(mut stdout) => stdout.write_zeros(size_bytes - done)?,
     }
     Ok(data_bytes)
 }
@@ -82,11 +76,7 @@ fn write_all(
 /// Reads all that is stored of an image, in order.
 async fn read_all(image: Arc<Image>, sender: mpsc::Sender<Read>) -> Result<(), Error> {
     image.warm_index();
-    let ranges = stream::try_unfold((0, Vec::new()), {
-        let image = Arc::clone(&image);
-        move |(at, waiting)| next_range(Arc::clone(&image), at, waiting)
-    });
-    let reads = ranges.map_ok(|(offset, length)| {
+    let reads = stored_ranges(&image).map_ok(|(offset, length)| {
         let image = Arc::clone(&image);
         async move { Ok((offset, image.read(offset, length).await?)) }
     });
@@ -98,35 +88,4 @@ async fn read_all(image: Arc<Image>, sender: mpsc::Sender<Read>) -> Result<(), E
         }
     }
     Ok(())
-}
-
-/// A range of an image.
-type Range = (u64, u64);
-
-/// The next range that is stored, at most [`REMOTE_READ_BYTES`] long.
-async fn next_range(
-    image: Arc<Image>,
-    mut at: u64,
-    mut waiting: Vec<Range>,
-) -> Result<Option<(Range, (u64, Vec<Range>))>, Error> {
-    loop {
-        if let Some((offset, length)) = waiting.pop() {
-            let now = length.min(REMOTE_READ_BYTES);
-            if length > now {
-                waiting.push((offset + now, length - now));
-            }
-            return Ok(Some(((offset, now), (at, waiting))));
-        }
-        let left = image.size_bytes() - at;
-        if left == 0 {
-            return Ok(None);
-        }
-        for extent in image.extents(at, left, EXTENTS_MAX).await? {
-            if !extent.hole {
-                waiting.push((at, extent.length));
-            }
-            at += extent.length;
-        }
-        waiting.reverse();
-    }
 }

@@ -2,6 +2,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
+use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
@@ -10,14 +11,20 @@ use rustix::fs::{CWD, RenameFlags, renameat_with};
 use super::Output;
 use crate::Error;
 
+/// How standard output is called in messages.
+const STDOUT: &str = "standard output";
+
 /// Zeros that are written at a time where there are no holes.
 static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
 
 /// Where an image is written.
 pub(super) enum Target {
     File(FileTarget),
-    Stdout,
+    Stdout(Stdout),
 }
+
+/// Standard output without the line buffer of [`io::stdout`].
+pub(super) struct Stdout(File);
 
 /// A file that is written beside the one that it becomes.
 pub(super) struct FileTarget {
@@ -29,7 +36,10 @@ pub(super) struct FileTarget {
 
 impl Target {
     pub(super) fn open(output: &Output) -> Result<Self, Error> {
-        let Output::File { path, force } = output else { return Ok(Self::Stdout) };
+        let Output::File { path, force } = output else {
+            let stdout = io::stdout().as_fd().try_clone_to_owned();
+            return Ok(Self::Stdout(Stdout(stdout.map_err(Error::file("write", Path::new(STDOUT)))?.into())));
+        };
         // Said before hours of work, and once more when the file is put in place.
         match std::fs::symlink_metadata(path) {
             Ok(found) if !found.file_type().is_file() => return Err(Error::NoExportFile(path.clone())),
@@ -70,6 +80,21 @@ impl FileTarget {
     }
 }
 
+impl Stdout {
+    pub(super) fn write(&mut self, data: &[u8]) -> Result<(), Error> {
+        self.0.write_all(data).map_err(Error::file("write", Path::new(STDOUT)))
+    }
+
+    pub(super) fn write_zeros(&mut self, mut bytes: u64) -> Result<(), Error> {
+        while bytes > 0 {
+            let length = bytes.min(ZEROS.len() as u64);
+            self.write(&ZEROS[..length as usize])?;
+            bytes -= length;
+        }
+        Ok(())
+    }
+}
+
 impl Drop for FileTarget {
     fn drop(&mut self) {
         // After `finish` there is nothing to remove.
@@ -83,19 +108,4 @@ fn rename_new(from: &Path, to: &Path) -> io::Result<()> {
         Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOSYS) => std::fs::hard_link(from, to),
         result => Ok(result?),
     }
-}
-
-/// Writes data to standard output.
-pub(super) fn write_stdout(data: &[u8]) -> Result<(), Error> {
-    io::stdout().lock().write_all(data).map_err(Error::file("write", Path::new("standard output")))
-}
-
-/// Writes zeros to standard output.
-pub(super) fn zeros_stdout(mut bytes: u64) -> Result<(), Error> {
-    while bytes > 0 {
-        let length = bytes.min(ZEROS.len() as u64);
-        write_stdout(&ZEROS[..length as usize])?;
-        bytes -= length;
-    }
-    io::stdout().flush().map_err(Error::file("write", Path::new("standard output")))
 }

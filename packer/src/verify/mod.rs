@@ -5,6 +5,7 @@
 //! in what was found. Nothing ends the work early: all damage is listed, with the disks and bytes that it affects.
 
 mod frames;
+mod remote;
 mod versions;
 
 use std::collections::HashSet;
@@ -14,6 +15,8 @@ use std::sync::{Mutex, PoisonError};
 use serde::Serialize;
 use vmnetx_format::{Digest, LINK_SUFFIX, Name, layout_path, manifest_path, pack_path};
 use vmnetx_store::dir::{DirError, Listing, RepositoryDir};
+
+pub use self::remote::verify_remote;
 
 use self::frames::CheckedPacks;
 use self::versions::Walk;
@@ -86,6 +89,17 @@ impl Findings {
     }
 }
 
+impl VerifyReport {
+    /// Takes over what was found, in order.
+    fn take(&mut self, findings: &Findings) {
+        let found = &mut *findings.0.lock().unwrap_or_else(PoisonError::into_inner);
+        (self.findings, self.more_findings) = std::mem::take(found);
+        self.findings.sort_unstable();
+        // Threads find neighbours out of order.
+        self.findings.dedup_by(|next, last| next == last || last.extend(next));
+    }
+}
+
 impl Finding {
     /// Takes in `next` if it says the same of the bytes right behind.
     fn extend(&mut self, next: &Self) -> bool {
@@ -142,19 +156,15 @@ fn check(
 ) -> VerifyReport {
     let checked = CheckedPacks::read(repository, packs, findings, progress);
     let chunks = walk.check(&Packs::new(repository.clone()), &checked, findings);
-    let (mut list, more_findings) = std::mem::take(&mut *findings.0.lock().unwrap_or_else(PoisonError::into_inner));
-    list.sort_unstable();
-    // Threads find neighbours out of order.
-    list.dedup_by(|next, last| next == last || last.extend(next));
-    VerifyReport {
+    let mut report = VerifyReport {
         versions: walk.versions.len() as u64,
         packs: packs.len() as u64,
         pack_bytes: checked.bytes(),
         chunks,
-        findings: list,
-        more_findings,
         ..VerifyReport::default()
-    }
+    };
+    report.take(findings);
+    report
 }
 
 fn unreferenced(walk: &Walk, [packs, manifests, layouts]: &[Listing; 3]) -> Vec<String> {

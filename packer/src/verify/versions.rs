@@ -4,6 +4,7 @@ use std::collections::HashSet;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use rayon::prelude::*;
+use vmnetx_format::limits::LINK_BYTES_MAX;
 use vmnetx_format::{BLOCK_BYTES, Digest, Kind, LeafChunk, Link, Name, Version, layout_path, link_path, manifest_path};
 use vmnetx_store::dir::{DirError, RepositoryDir};
 
@@ -36,7 +37,14 @@ impl Walk {
             match repository.link(name) {
                 Err(error) => findings.add(object, told_of(&error), None),
                 Ok(None) => findings.add(object, "it is missing", None),
-                Ok(Some(envelope)) => walk.add(repository, &packs, &envelope.link, findings),
+                Ok(Some(envelope)) => {
+                    // A reader takes a link that is laid out otherwise, but no publisher writes one.
+                    let stored = repository.object(&object, LINK_BYTES_MAX);
+                    if stored.is_ok_and(|stored| stored != envelope.encode()) {
+                        findings.add(&object, "it is not laid out as a publisher writes it", None);
+                    }
+                    walk.add(repository, &packs, &envelope.link, findings);
+                }
             }
         }
         walk.find_packs(&packs);

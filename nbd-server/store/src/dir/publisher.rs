@@ -146,12 +146,15 @@ impl Publisher {
             fs::create_dir_all(folder).map_err(io_error("create", folder))?;
             unsynced.extend(folder.parent().map(Path::to_owned));
         }
-        unsynced.insert(folder.to_owned());
         drop(unsynced);
-        if is_good(&target, digest) {
-            return fs::remove_file(from).map_err(io_error("remove", from));
-        }
-        fs::rename(from, &target).map_err(io_error("write", &target))
+        let entered = if is_good(&target, digest) {
+            fs::remove_file(from).map_err(io_error("remove", from))
+        } else {
+            fs::rename(from, &target).map_err(io_error("write", &target))
+        };
+        // Only now: a link that is written at the same time must not flush the folder before the name is in it.
+        self.unsynced().insert(folder.to_owned());
+        entered
     }
 
     fn sync_folders(&self) -> Result<(), DirError> {
@@ -163,6 +166,11 @@ impl Publisher {
         Ok(())
     }
 
+    #[cfg(test)]
+    pub(super) fn unsynced_folders(&self) -> BTreeSet<PathBuf> {
+        self.unsynced().clone()
+    }
+
     fn unsynced(&self) -> std::sync::MutexGuard<'_, BTreeSet<PathBuf>> {
         self.unsynced.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
@@ -170,10 +178,12 @@ impl Publisher {
 
 impl Drop for Publisher {
     fn drop(&mut self) {
-        // Whoever locks next is then spared the work of `recover`. The lock itself ends with the file.
+        // Whoever locks next is then spared the work of `recover`.
         if self.sync_folders().is_ok() {
             let _ = self.lock.set_len(0);
         }
+        // Closing the file is not enough: a child that this process has just forked holds it too until it executes.
+        let _ = flock(&self.lock, FlockOperation::Unlock);
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use moka::policy::EvictionPolicy;
 use vmnetx_format::limits::{INNER_FANOUT, SMALL_INDEX_BYTES_MAX};
 use vmnetx_format::{
     ContentInner, ContentLeaf, Digest, Geometry, LayoutInner, LayoutLeaf, LeafChunk, NodePlace, Roots, TreeError,
@@ -63,8 +64,12 @@ impl Index {
         /// Inner nodes that are kept: 128 GiB of image.
         const NODES_MAX: u64 = 16;
         let weigh = |_: &u32, leaf: &Arc<Leaf>| (size_of_val(leaf.chunks()) + 64) as u32;
-        let leaves = moka::sync::Cache::builder().max_capacity(LEAVES_BYTES_MAX).weigher(weigh).build();
-        let nodes = moka::sync::Cache::new(NODES_MAX);
+        let leaves = moka::sync::Cache::builder()
+            .max_capacity(LEAVES_BYTES_MAX)
+            .weigher(weigh)
+            .eviction_policy(EvictionPolicy::lru())
+            .build();
+        let nodes = moka::sync::Cache::builder().max_capacity(NODES_MAX).eviction_policy(EvictionPolicy::lru()).build();
         Self(Arc::new(Inner { image, geometry, roots, tiers, counters, leaves, nodes, hole: Arc::default() }))
     }
 
@@ -197,8 +202,9 @@ impl Inner {
             };
             pair[arrival.index % 2] = Some(found.plain);
             if let [Some(content), Some(layout)] = pair {
-                let pair = Pair { content: content.clone(), layout: layout.clone() };
-                self.enter(number, &pair)?;
+                let whole = Pair { content: content.clone(), layout: layout.clone() };
+                *pair = [None, None];
+                self.enter(number, &whole)?;
             }
         }
         Ok(())

@@ -19,8 +19,8 @@ use super::{Body, Origin, Promise, shown};
 use crate::Error;
 use crate::failure::describe;
 use crate::limits::{
-    CONNECT_TIMEOUT, IDLE_CONNECTION, ORIGIN_REQUESTS_MAX, REDIRECTS_MAX, RESPONSE_TIMEOUT, SKIPPED_BYTES_MAX,
-    STALL_BYTES_MIN, STALL_TIMEOUT,
+    CONNECT_TIMEOUT, IDLE_CONNECTION, KEEPALIVE_IDLE, KEEPALIVE_INTERVAL, KEEPALIVE_RETRIES, ORIGIN_REQUESTS_MAX,
+    REDIRECTS_MAX, RESPONSE_TIMEOUT, SKIPPED_BYTES_MAX, STALL_BYTES_MIN, STALL_TIMEOUT,
 };
 
 const AGENT: HeaderValue = HeaderValue::from_static(concat!("vmnetx/", env!("CARGO_PKG_VERSION")));
@@ -45,6 +45,11 @@ impl HttpClient {
         let mut http = HttpConnector::new();
         http.set_connect_timeout(Some(CONNECT_TIMEOUT));
         http.set_nodelay(true);
+        // A connection that died with a network or in a suspended host must not be found out by a request that waits.
+        http.set_keepalive(Some(KEEPALIVE_IDLE));
+        http.set_keepalive_interval(Some(KEEPALIVE_INTERVAL));
+        http.set_keepalive_retries(Some(KEEPALIVE_RETRIES));
+        http.set_tcp_user_timeout(Some(RESPONSE_TIMEOUT));
         http.enforce_http(false);
         let tls = HttpsConnectorBuilder::new()
             .try_with_platform_verifier()

@@ -61,11 +61,13 @@ impl Body {
     }
 }
 
-/// A URL as it may be shown: user name and password taken out.
+/// A URL as it may be shown: without user name, password and query, for redirections may carry signatures in it.
 pub(crate) fn shown(url: &Url) -> String {
     let mut url = url.clone();
     // Both fail only for URLs that cannot have credentials.
     let _ = url.set_username("");
     let _ = url.set_password(None);
+    url.set_query(None);
+    url.set_fragment(None);
     url.to_string()
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::limits::{RETRY_PAUSE_MAX, RETRY_PAUSE_MIN};
+use crate::limits::{RETRY_FOR_MAX, RETRY_PAUSE_MAX, RETRY_PAUSE_MIN};
 
 /// The tries for one piece of work: pauses that double, with jitter, until a deadline.
 #[derive(Debug)]
@@ -17,7 +17,7 @@ pub(crate) struct Retry {
 impl Retry {
     /// Tries for as long as `budget`.
     pub(crate) fn for_as_long_as(budget: Duration) -> Self {
-        Self { deadline: Instant::now() + budget, pause: RETRY_PAUSE_MIN }
+        Self { deadline: Instant::now() + budget.min(RETRY_FOR_MAX), pause: RETRY_PAUSE_MIN }
     }
 
     /// Pauses before another try; false when the time is over.

@@ -1,0 +1,57 @@
+//! Reads images that are published elsewhere, through the store.
+
+use std::sync::Arc;
+
+use futures_util::{Stream, stream};
+use vmnetx_store::{Image, Options, Store};
+
+use crate::Error;
+use crate::limits::REMOTE_READ_BYTES;
+
+/// Bytes of the memory tier: each chunk is read once, and the few that are met again soon are worth keeping.
+const MEMORY_BYTES: u64 = 64 << 20;
+
+/// Extents that one question to the index asks for.
+const EXTENTS_MAX: usize = 64;
+
+/// Offset and length of a part of an image.
+pub(crate) type Range = (u64, u64);
+
+/// A store for reading everything once.
+pub(crate) fn once_store() -> Result<Store, Error> {
+    Ok(Store::open(Options { memory_bytes: MEMORY_BYTES, ..Options::default() })?)
+}
+
+/// The ranges of an image that are stored, in order, each at most [`REMOTE_READ_BYTES`] long.
+pub(crate) fn stored_ranges(image: &Arc<Image>) -> impl Stream<Item = Result<Range, Error>> + Send + use<> {
+    let image = Arc::clone(image);
+    stream::try_unfold((0, Vec::new()), move |(at, waiting)| next_range(Arc::clone(&image), at, waiting))
+}
+
+/// The next range that is stored, at most [`REMOTE_READ_BYTES`] long.
+async fn next_range(
+    image: Arc<Image>,
+    mut at: u64,
+    mut waiting: Vec<Range>,
+) -> Result<Option<(Range, (u64, Vec<Range>))>, Error> {
+    loop {
+        if let Some((offset, length)) = waiting.pop() {
+            let now = length.min(REMOTE_READ_BYTES);
+            if length > now {
+                waiting.push((offset + now, length - now));
+            }
+            return Ok(Some(((offset, now), (at, waiting))));
+        }
+        let left = image.size_bytes() - at;
+        if left == 0 {
+            return Ok(None);
+        }
+        for extent in image.extents(at, left, EXTENTS_MAX).await? {
+            if !extent.hole {
+                waiting.push((at, extent.length));
+            }
+            at += extent.length;
+        }
+        waiting.reverse();
+    }
+}

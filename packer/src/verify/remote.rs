@@ -1,0 +1,84 @@
+//! A version that is published elsewhere: every node and every chunk fetched and compared with its digest.
+
+use std::sync::Arc;
+
+use futures_util::StreamExt;
+use vmnetx_format::Digest;
+use vmnetx_store::failure::{Class, Told};
+use vmnetx_store::{Image, Location};
+
+use super::{Affected, Findings, VerifyReport, told};
+use crate::limits::REMOTE_READS;
+use crate::remote::{once_store, stored_ranges};
+use crate::{Error, Progress};
+
+/// Verifies the version that a link on a web server names: its link, manifest, index and every chunk. What lies beside it
+/// in the repository, and the digests of whole packs, are for [`super::verify_repository`].
+///
+/// # Errors
+/// [`Error`] when the server cannot be reached. Damage is no error here: see [`VerifyReport::findings`].
+pub fn verify_remote(location: &Location, progress: &dyn Progress) -> Result<VerifyReport, Error> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(Error::Runtime)?;
+    let findings = Findings::default();
+    let mut report = VerifyReport { links: 1, versions: 1, ..VerifyReport::default() };
+    let store = once_store()?;
+    match runtime.block_on(store.package(location)) {
+        Ok(package) => {
+            progress.total(package.disks().iter().map(|disk| disk.size_bytes()).sum());
+            let version = package.version().manifest;
+            for disk in package.disks() {
+                let disk = Disk { link: location.to_string(), version, image: disk, findings: &findings };
+                runtime.block_on(disk.verify(progress))?;
+            }
+        }
+        Err(error) => findings.add(location.to_string(), told_damage(error)?, None),
+    }
+    report.take(&findings);
+    Ok(report)
+}
+
+struct Disk<'a> {
+    link: String,
+    version: Digest,
+    image: &'a Arc<Image>,
+    findings: &'a Findings,
+}
+
+impl Disk<'_> {
+    async fn verify(&self, progress: &dyn Progress) -> Result<(), Error> {
+        self.image.warm_index();
+        let size_bytes = self.image.size_bytes();
+        let mut done = 0;
+        let reads = stored_ranges(self.image).map(|range| async move {
+            match range {
+                Ok((offset, length)) => {
+                    let read = self.image.read(offset, length).await;
+                    (Some((offset, offset + length)), read.map(drop).map_err(Error::from))
+                }
+                Err(error) => (None, Err(error)),
+            }
+        });
+        let mut reads = std::pin::pin!(reads.buffered(REMOTE_READS));
+        while let Some((range, read)) = reads.next().await {
+            // Without an index nothing is known of what follows.
+            let (start, end) = range.unwrap_or((done, size_bytes));
+            if let Err(error) = read {
+                let what = told_damage(error)?;
+                let disk = Some(self.image.name().to_owned());
+                self.findings.add(&self.link, what, Some(Affected { version: self.version, disk, start, end }));
+            }
+            progress.advance(end - done);
+            done = end;
+        }
+        progress.advance(size_bytes - done);
+        Ok(())
+    }
+}
+
+/// What is wrong with the data, or the error itself if it says nothing about the data.
+fn told_damage(error: impl Into<Error>) -> Result<String, Error> {
+    let error = error.into();
+    let missing =
+        matches!(&error, Error::Read(vmnetx_store::Error::Refused { status, .. }) if status.starts_with("404"));
+    if error.class() == Class::Integrity || missing { Ok(told(&error)) } else { Err(error) }
+}

@@ -1,0 +1,9 @@
+//! What the packer publishes, checks and exports: at the library's level and with the real program.
+
+mod build;
+mod command;
+mod crash;
+mod damage;
+mod properties;
+mod serve;
+mod support;
