@@ -7,10 +7,8 @@
 mod support;
 
 use std::fs;
-use std::io::{Read, Write};
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::time::Duration;
 
 use serde_json::Value;
 use support::{Ended, Served, Site, disk, said, talk, tool, vmnetx, wait_until};
@@ -21,14 +19,6 @@ const BLOCKS: usize = 5120;
 /// What a program says, as JSON.
 fn json(command: &mut Command) -> Value {
     serde_json::from_str(&said(command)).unwrap()
-}
-
-/// The options of qemu's tools for an export that they find again when its server comes back.
-fn reconnecting(socket: &Path) -> String {
-    format!(
-        "driver=raw,file.driver=nbd,file.server.type=unix,file.server.path={},file.export=disk0,file.reconnect-delay=30",
-        socket.display()
-    )
 }
 
 fn expect_copy(uri: &str, how: &[&str], expected: &[u8]) {
