@@ -270,11 +270,12 @@ async fn an_empty_image_is_an_image() {
 
 /// A chunk's length follows from its digest. An index that says otherwise is damaged, or made by an enemy; the same
 /// chunk may be cached already under its true length.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[tokio::test(start_paused = true)]
 async fn an_index_that_lies_about_a_chunk_fails_reads_and_nothing_else() {
     // Disk1 holds the data of disk0, but its index says that each chunk is a block shorter or longer than it is.
+    // It compresses well: a chunk that is said to be shorter than it is stored would be seen before it is looked at.
     let source =
-        Source::zeros(64 * BLOCK).with(0, prose(1, 20 * BLOCK_BYTES)).with(30 * BLOCK, noise(2, 20 * BLOCK_BYTES));
+        Source::zeros(64 * BLOCK).with(0, prose(1, 20 * BLOCK_BYTES)).with(30 * BLOCK, prose(2, 20 * BLOCK_BYTES));
     for longer in [false, true] {
         let mut first = true;
         let repository = Repository::edited(&[("disk0", &source), ("disk1", &source)], |leaf| {
@@ -315,7 +316,7 @@ async fn an_index_that_lies_about_a_chunk_fails_reads_and_nothing_else() {
                     }
                 }
             }
-            assert!(failures > 0, "longer {longer}, honest first {honest_first}, kept {keep_memory}");
+            assert!((1..64).contains(&failures), "longer {longer}, honest first {honest_first}, kept {keep_memory}");
             compare(honest, &source, 0, source.size_bytes()).await;
         }
     }
