@@ -2,7 +2,7 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::os::unix::fs::FileTypeExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::Mode;
@@ -21,9 +21,13 @@ pub enum Listener {
     Tcp(TcpListener),
 }
 
-/// The file of a Unix socket; dropping it removes the file.
+/// The file of a Unix socket; dropping it removes the file, unless another server has put its own there meanwhile.
 #[derive(Debug)]
-pub struct SocketFile(PathBuf);
+pub struct SocketFile {
+    path: PathBuf,
+    /// Device and inode of the file that was made.
+    identity: Option<(u64, u64)>,
+}
 
 /// A client's connection of either kind.
 pub(crate) trait Stream: AsyncRead + AsyncWrite + Unpin + Send + 'static {}
@@ -53,7 +57,8 @@ impl Listener {
         let before = umask(Mode::RWXG | Mode::RWXO);
         let bound = UnixListener::bind(path);
         umask(before);
-        Ok(Self::Unix(bound.map_err(listen)?, SocketFile(path.to_owned())))
+        let bound = bound.map_err(listen)?;
+        Ok(Self::Unix(bound, SocketFile { path: path.to_owned(), identity: identity(path) }))
     }
 
     /// Listens on a TCP address, HOST:PORT.
@@ -78,7 +83,7 @@ impl Listener {
     #[must_use]
     pub fn uri(&self, export: &str) -> String {
         match self {
-            Self::Unix(_, file) => format!("nbd+unix:///{export}?socket={}", file.0.display()),
+            Self::Unix(_, file) => format!("nbd+unix:///{export}?socket={}", file.path.display()),
             Self::Tcp(listener) => match listener.local_addr() {
                 Ok(address) => format!("nbd://{address}/{export}"),
                 Err(_) => format!("nbd:///{export}"),
@@ -101,6 +106,14 @@ impl Listener {
 impl Drop for SocketFile {
     fn drop(&mut self) {
         // It may be gone already, together with its directory.
-        let _ = std::fs::remove_file(&self.0);
+        if self.identity.is_some() && identity(&self.path) == self.identity {
+            let _ = std::fs::remove_file(&self.path);
+        }
     }
+}
+
+/// Device and inode of a file, if it is there.
+fn identity(path: &Path) -> Option<(u64, u64)> {
+    let metadata = std::fs::symlink_metadata(path).ok()?;
+    Some((metadata.dev(), metadata.ino()))
 }

@@ -9,8 +9,6 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Parser, Subcommand};
-use tokio::signal::unix::{SignalKind, signal};
-use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
 use vmnetx_store::failure::{Told, tell};
 
@@ -70,20 +68,6 @@ fn log_to_stderr() {
         .with_ansi(colour)
         .with_target(false)
         .init();
-}
-
-/// A token that Ctrl-C, SIGTERM and SIGHUP cancel.
-fn shutdown_on_signal() -> Result<CancellationToken, Error> {
-    let token = CancellationToken::new();
-    for kind in [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup()] {
-        let mut arrivals = signal(kind).map_err(Error::Runtime)?;
-        let token = token.clone();
-        tokio::spawn(async move {
-            arrivals.recv().await;
-            token.cancel();
-        });
-    }
-    Ok(token)
 }
 
 #[cfg(test)]

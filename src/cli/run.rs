@@ -12,9 +12,9 @@ use tokio_util::sync::CancellationToken;
 use vmnetx_format::Name;
 use vmnetx_nbd::{Export, Exports, Listener};
 use vmnetx_store::size::parse_size_bytes;
-use vmnetx_store::{Location, Options, Package, Store};
+use vmnetx_store::{Location, Options, Package, Store, interrupt};
 
-use super::{Error, shutdown_on_signal, stdio};
+use super::{Error, stdio};
 use crate::vm::{self, Accel, DiskSpec, Display, DisplayChoice, Network, Outcome, Programs, RunDir, SerialPort, Spec};
 
 /// How long a guest's read is tried again when the origin fails. Then the guest stands still and is continued every few
@@ -124,7 +124,7 @@ impl FromStr for PersistArg {
 }
 
 pub(super) async fn run(args: Args) -> Result<(), Error> {
-    let shutdown = shutdown_on_signal()?;
+    let shutdown = interrupt::token().map_err(Error::Runtime)?;
     // What this host lacks is found before anything is fetched.
     let programs = Programs::find(&args.qemu)?;
     let display = display_choice(args.display).resolve(&programs).await?;

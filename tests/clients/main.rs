@@ -8,6 +8,7 @@ use std::fs;
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::net::TcpStream;
 use std::os::unix::net::UnixStream;
+use std::time::Duration;
 
 use support::{Ended, Served, Site, disk, said, talk, tool, vmnetx, wait_until};
 
@@ -136,11 +137,23 @@ fn a_web_server_that_goes_away_for_a_while_only_delays() {
     let mut copying = tool("nbdcopy", &["--requests=4", "--request-size=65536", &served.uri]);
     let mut copying = copying.arg(&copy).spawn().unwrap();
     site.stop_nginx();
-    std::thread::sleep(std::time::Duration::from_millis(1500));
+    std::thread::sleep(Duration::from_millis(1500));
     site.start_nginx();
     assert!(copying.wait().unwrap().success());
     assert!(fs::read(&copy).unwrap() == published);
     served.stop();
+}
+
+#[test]
+fn a_second_signal_does_not_wait_for_what_is_under_way() {
+    let mut site = Site::publish(&disk(4 * BLOCKS));
+    let served = Served::unix(&site.link(), &site.path("nbd"));
+    site.stop_nginx();
+    let copying = tool("nbdcopy", &["--requests=4", &served.uri]).arg(site.path("copy")).spawn();
+    let _copying = Ended(copying.unwrap());
+    std::thread::sleep(Duration::from_millis(500));
+    let (status, took) = served.stop_at_once();
+    assert!(status.code() == Some(1) && took < Duration::from_secs(1), "{status} after {took:?}");
 }
 
 #[test]

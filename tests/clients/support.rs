@@ -4,7 +4,7 @@ use std::fs;
 use std::io::{BufRead, BufReader};
 use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
@@ -171,9 +171,23 @@ impl Served {
 
     /// Ends it as a terminal would; it must end well.
     pub(crate) fn stop(mut self) {
+        self.interrupt();
+        assert!(self.child.0.wait().unwrap().success());
+    }
+
+    /// Tells it to end twice, as an impatient user does; with what it ended, and how long after the second time.
+    pub(crate) fn stop_at_once(mut self) -> (ExitStatus, Duration) {
+        self.interrupt();
+        std::thread::sleep(Duration::from_millis(500));
+        assert!(self.child.0.try_wait().unwrap().is_none(), "nothing was under way");
+        let second = Instant::now();
+        self.interrupt();
+        (self.child.0.wait().unwrap(), second.elapsed())
+    }
+
+    fn interrupt(&self) {
         let pid = rustix::process::Pid::from_child(&self.child.0);
         rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
-        assert!(self.child.0.wait().unwrap().success());
     }
 }
 

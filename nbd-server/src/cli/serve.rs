@@ -4,10 +4,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::signal::unix::{SignalKind, signal};
-use tokio_util::sync::CancellationToken;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use vmnetx_store::size::parse_size_bytes;
-use vmnetx_store::{Location, Options, Package, Store};
+use vmnetx_store::{Location, Options, Package, Store, interrupt};
 
 use super::say;
 use crate::{Error, Export, Exports, Listener, Stats, serve, serve_control};
@@ -52,7 +51,8 @@ struct At {
 }
 
 pub(super) async fn run(args: Args) -> Result<(), Error> {
-    let shutdown = shutdown_on_signal()?;
+    allow_connections();
+    let shutdown = interrupt::token().map_err(Error::Runtime)?;
     let listener = match (&args.at.socket, &args.at.listen) {
         (Some(path), _) => Listener::unix(path)?,
         (None, address) => Listener::tcp(address.as_deref().unwrap_or_default()).await?,
@@ -88,6 +88,17 @@ pub(super) async fn run(args: Args) -> Result<(), Error> {
     Ok(())
 }
 
+/// Each connection takes a file descriptor, and systems give a process fewer of them than [`CONNECTIONS_MAX`] unless it
+/// asks. Where it may not have more, connections wait for others to end.
+///
+/// [`CONNECTIONS_MAX`]: crate::limits::CONNECTIONS_MAX
+fn allow_connections() {
+    let limit = getrlimit(Resource::Nofile);
+    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }) {
+        tracing::debug!(%error, "the limit of open files stays as it is");
+    }
+}
+
 fn exports(package: &Package, only: Option<&str>) -> Result<Exports, Error> {
     let exports = Exports::new();
     let title = package.link().title.as_ref().map_or_else(|| package.link().name.to_string(), ToString::to_string);
@@ -101,19 +112,6 @@ fn exports(package: &Package, only: Option<&str>) -> Result<Exports, Error> {
         return Err(Error::NoDisk { name: name.to_owned(), known });
     }
     Ok(exports)
-}
-
-fn shutdown_on_signal() -> Result<CancellationToken, Error> {
-    let token = CancellationToken::new();
-    for kind in [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup()] {
-        let mut arrivals = signal(kind).map_err(Error::Runtime)?;
-        let token = token.clone();
-        tokio::spawn(async move {
-            arrivals.recv().await;
-            token.cancel();
-        });
-    }
-    Ok(token)
 }
 
 fn log_stats(stats: &Stats) {

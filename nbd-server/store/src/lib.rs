@@ -10,6 +10,7 @@ mod store;
 
 pub mod dir;
 pub mod failure;
+pub mod interrupt;
 pub mod limits;
 pub mod origin;
 pub mod size;

@@ -17,8 +17,9 @@ pub const RESPONSE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Time without a byte of a response's body, or with fewer than [`STALL_BYTES_MIN`].
 pub const STALL_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Bytes of a response's body that come in [`STALL_TIMEOUT`] at least: less is no slow line but a broken one.
-pub const STALL_BYTES_MIN: u64 = 256;
+/// Bytes of a response's body that come in [`STALL_TIMEOUT`] at least: less is no slow line but a broken one, or a server
+/// that wants to hold its readers. A modem's line still gives as much to each of [`ORIGIN_REQUESTS_MAX`] requests.
+pub const STALL_BYTES_MIN: u64 = 2048;
 
 /// Time that an unused connection is kept.
 pub const IDLE_CONNECTION: Duration = Duration::from_secs(50);

@@ -167,6 +167,19 @@ async fn a_stale_socket_is_replaced_and_a_live_one_is_not() {
 }
 
 #[tokio::test]
+async fn a_server_that_ends_leaves_its_successors_socket() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("nbd.sock");
+    let ending = Listener::unix(&path).unwrap();
+    std::fs::remove_file(&path).unwrap();
+    let successor = Listener::unix(&path).unwrap();
+    drop(ending);
+    UnixStream::connect(&path).await.unwrap();
+    drop(successor);
+    assert!(!path.exists());
+}
+
+#[tokio::test]
 async fn files_that_are_no_sockets_are_left_alone() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("file");

@@ -3,10 +3,9 @@
 use std::io::IsTerminal;
 use std::path::PathBuf;
 
-use tokio::signal::unix::{SignalKind, signal};
-use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
 use vmnetx_store::dir::RepositoryDir;
+use vmnetx_store::interrupt;
 
 use super::output::{put, say};
 use crate::{Error, Server};
@@ -34,7 +33,7 @@ pub(super) fn run(args: &Args) -> Result<(), Error> {
 }
 
 async fn serve(args: &Args) -> Result<(), Error> {
-    let shutdown = shutdown_on_signal()?;
+    let shutdown = interrupt::token().map_err(Error::Runtime)?;
     let repository = RepositoryDir::open(&args.repo)?;
     let server = Server::bind(repository.clone(), &args.listen).await?;
     let names = repository.links()?;
@@ -53,17 +52,4 @@ async fn serve(args: &Args) -> Result<(), Error> {
         say(&format!("note: {} has no links yet; those that are published are served at once", args.repo.display()));
     }
     server.run(shutdown).await
-}
-
-fn shutdown_on_signal() -> Result<CancellationToken, Error> {
-    let token = CancellationToken::new();
-    for kind in [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup()] {
-        let mut arrivals = signal(kind).map_err(Error::Runtime)?;
-        let token = token.clone();
-        tokio::spawn(async move {
-            arrivals.recv().await;
-            token.cancel();
-        });
-    }
-    Ok(token)
 }

@@ -31,6 +31,11 @@ impl Retry {
         true
     }
 
+    /// What `work` gives, if it gives it before the time is over.
+    pub(crate) async fn in_time<T>(&self, work: impl Future<Output = T>) -> Option<T> {
+        tokio::time::timeout_at(self.deadline, work).await.ok()
+    }
+
     /// Goes on to another piece of the work: its first pause is short again, its time is what is left.
     pub(crate) const fn next(&mut self) {
         self.pause = RETRY_PAUSE_MIN;

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, SemaphorePermit};
 use vmnetx_format::{Digest, decode_frame, pack_path};
 
 use super::ranges::{RangeRequest, coalesce};
@@ -68,6 +68,9 @@ impl Tier for OriginTier {
     }
 }
 
+/// The right to have a request under way.
+type Slots<'a> = [Option<SemaphorePermit<'a>>; 2];
+
 /// One range request and its repetitions.
 struct Job {
     inner: Arc<Inner>,
@@ -84,7 +87,11 @@ impl Job {
         let mut damaged_tries = 0;
         while let Some(request) = left.pop() {
             let mut done = 0;
-            let Err(error) = self.attempt(&request, &mut done).await else { continue };
+            let result = match self.slots(&retry).await {
+                Ok(slots) => self.attempt(&request, slots, &mut done).await,
+                Err(error) => Err(error),
+            };
+            let Err(error) = result else { continue };
             if done > 0 {
                 retry.progress(self.inner.retry_for);
                 damaged_tries = 0;
@@ -109,15 +116,28 @@ impl Job {
         }
     }
 
-    /// Tries once; counts in `done` the frames that were delivered, in the request's order.
-    async fn attempt(&self, request: &RangeRequest, done: &mut usize) -> Result<(), Error> {
+    /// Waits until one more request may be under way, no longer than tries are made: the slots may all be held by
+    /// requests that a dead network does not let end.
+    async fn slots(&self, retry: &Retry) -> Result<Slots<'_>, Error> {
         let inner = &self.inner;
-        // Neither semaphore is ever closed.
-        let _background = match self.why {
-            Why::Demand => None,
-            Why::ReadAhead => inner.background_slots.acquire().await.ok(),
+        let acquire = async {
+            // Neither semaphore is ever closed.
+            let background = match self.why {
+                Why::Demand => None,
+                Why::ReadAhead => inner.background_slots.acquire().await.ok(),
+            };
+            [background, inner.slots.acquire().await.ok()]
         };
-        let _slot = inner.slots.acquire().await.ok();
+        retry.in_time(acquire).await.ok_or_else(|| {
+            let seconds = inner.retry_for.as_secs();
+            let reason = format_args!("{ORIGIN_REQUESTS_MAX} other requests are not answered either for {seconds} s");
+            Error::network(&inner.origin.locate(""), reason)
+        })
+    }
+
+    /// Tries once; counts in `done` the frames that were delivered, in the request's order.
+    async fn attempt(&self, request: &RangeRequest, _slots: Slots<'_>, done: &mut usize) -> Result<(), Error> {
+        let inner = &self.inner;
         let path = pack_path(&request.pack);
         inner.requests.fetch_add(1, Ordering::Relaxed);
         let mut body = inner.origin.range(&path, request.bytes.clone()).await?;

@@ -8,7 +8,7 @@ use tokio::time::Instant;
 use vmnetx_format::Digest;
 use vmnetx_format::limits::LINK_BYTES_MAX;
 use vmnetx_store::failure::{Class, Told};
-use vmnetx_store::limits::{DAMAGED_TRIES_MAX, REDIRECTS_MAX, SKIPPED_BYTES_MAX};
+use vmnetx_store::limits::{DAMAGED_TRIES_MAX, ORIGIN_REQUESTS_MAX, REDIRECTS_MAX, SKIPPED_BYTES_MAX};
 use vmnetx_store::origin::{HttpClient, HttpOrigin, Origin};
 use vmnetx_store::{Error, Options, Package, Piece, Store};
 
@@ -382,7 +382,7 @@ async fn slow_responses_are_read_while_they_go_on() {
     let source = Source::zeros(1 << 20).with(4096, prose(1, 3 * 4096)).with(80_000, prose(2, 5000));
     let repository = Repository::of(&source);
     // Head and body alike; as slow as a modem with noise on its line.
-    let server = BadServer::start(repository.root(), |_| Answer::Drip(0, Duration::from_millis(20))).await;
+    let server = BadServer::start(repository.root(), |_| Answer::Drip(0, Duration::from_millis(4))).await;
     let package = open(&server).await.unwrap();
     read_all(&package, &source).await.unwrap();
     assert!(server.log().iter().all(|asked| asked.before == 0 || pack_is(asked)));
@@ -399,6 +399,31 @@ async fn responses_that_only_trickle_are_given_up() {
         let (error, took) = refusal(move |asked| if link_is(asked) { trickle() } else { Answer::Good }).await;
         assert!(error.class() == Class::Network && took <= RETRY_FOR * 2, "{error}: {took:?}");
     }
+}
+
+/// Readers that wait for others' requests to end wait no longer than those whose requests are not answered.
+#[tokio::test(start_paused = true)]
+async fn a_dead_network_fails_everybody_in_time() {
+    const STEP: u64 = 3 << 20;
+    let readers = 3 * ORIGIN_REQUESTS_MAX as u64;
+    let mut source = Source::zeros(readers * STEP);
+    for number in 0..readers {
+        source = source.with(number * STEP, noise(number, 4096));
+    }
+    let repository = Repository::of(&source);
+    let (cut, line) = tokio::sync::watch::channel(true);
+    let behave = move |_: &Asked| if *line.borrow() { Answer::Good } else { Answer::Stall(0) };
+    let server = BadServer::start(repository.root(), behave).await;
+    let package = open(&server).await.unwrap();
+    let image = &package.disks()[0];
+    // The whole index is here then, and a chunk of each pack's neighbourhood is not.
+    image.extents(0, image.size_bytes(), 1 << 10).await.unwrap();
+    cut.send(false).unwrap();
+    let start = Instant::now();
+    let reads = (0..readers).map(|number| image.read(number * STEP, 4096));
+    let errors = within(2 * DEADLINE_S, futures_util::future::join_all(reads)).await;
+    assert!(errors.iter().all(|result| matches!(result, Err(error) if error.class() == Class::Network)), "{errors:?}");
+    assert!(start.elapsed() < RETRY_FOR * 3 / 2, "{:?}", start.elapsed());
 }
 
 #[tokio::test(start_paused = true)]
