@@ -105,6 +105,24 @@ pub enum Error {
         /// What was asked for.
         version: Digest,
     },
+    /// A repository has no such package.
+    #[error("{} has no package {name}", repository.display())]
+    NoSuchPackage {
+        /// The repository.
+        repository: PathBuf,
+        /// What was asked for.
+        name: Name,
+    },
+    /// A version is not named so.
+    #[error("{name} is not a version of {link}: {reason}")]
+    VersionName {
+        /// The package.
+        link: Name,
+        /// What was given.
+        name: String,
+        /// Why not.
+        reason: &'static str,
+    },
     /// An index leads to bytes that are not what it says.
     #[error("disk {disk}, bytes {start} to {end}")]
     Damaged {
@@ -194,6 +212,7 @@ impl Told for Error {
             Self::File { source, .. } => Class::of_io(source),
             Self::NoDisk { .. } | Self::DuplicateDisk(_) | Self::Machine(_) | Self::Usage(_) => Class::Usage,
             Self::MachineFile { .. } | Self::DiskTooLarge { .. } | Self::Manifest(_) | Self::Link(_) => Class::Usage,
+            Self::NoSuchPackage { .. } | Self::VersionName { .. } => Class::Usage,
             Self::NoSuchDisk { .. } | Self::NoSuchVersion { .. } | Self::Exists(_) | Self::NoExportFile(_) => {
                 Class::Usage
             }
@@ -212,6 +231,8 @@ impl Told for Error {
             Self::DiskChanged { .. } => "shut the VM down, or publish a snapshot of its disk".into(),
             Self::NoDisk { .. } => "give a raw image; other formats convert with `qemu-img convert -O raw`".into(),
             Self::DuplicateDisk(_) => "name each disk: --disk NAME=FILE".into(),
+            Self::VersionName { .. } => "`vmnetx-pack log` lists the versions".into(),
+            Self::NoSuchPackage { .. } => "`vmnetx-pack list` shows the packages".into(),
             Self::Exists(_) => "say --force to replace it".into(),
             Self::Damaged { .. } | Self::Version { .. } => {
                 "`vmnetx-pack verify` finds all damage; bring it back from a mirror".into()

@@ -8,7 +8,7 @@ use url::Url;
 use vmnetx_format::machine::Machine;
 use vmnetx_format::{Digest, Link, Manifest, Name, Title, Version};
 use vmnetx_store::dir::RepositoryDir;
-use vmnetx_store::{Location, Options, Store};
+use vmnetx_store::{Location, Options, Package, Store};
 
 use crate::Error;
 use crate::limits::INFO_RETRY_S;
@@ -95,7 +95,10 @@ pub struct ListedPackage {
 /// # Errors
 /// [`Error`] when its link, manifest or index cannot be read.
 pub fn info(location: &Location) -> Result<PackageInfo, Error> {
-    let Some(found) = LocalLink::find(location)? else { return remote(location) };
+    let Some(found) = LocalLink::find(location)? else {
+        let package = remote(location)?;
+        return Ok(describe(package.link(), package.version(), package.manifest(), &[]));
+    };
     let version = found.version(location)?;
     let manifest = found.repository.manifest(version)?;
     let unreadable = |source| Error::Version { link: location.to_string(), source: Box::new(source) };
@@ -104,11 +107,7 @@ pub fn info(location: &Location) -> Result<PackageInfo, Error> {
     for image in images(&found.repository, version, &manifest).map_err(unreadable)? {
         let mut sum = StoredInfo::default();
         let mut distinct = HashMap::new();
-        let leaves = packs.leaves(&image);
-        if let Some((_, source)) = leaves.lost.into_iter().next() {
-            return Err(unreadable(source));
-        }
-        for node in &leaves.nodes {
+        for node in &packs.whole_leaves(&image).map_err(unreadable)? {
             for chunk in packs.chunks(image.geometry, node).map_err(unreadable)? {
                 sum.chunks += 1;
                 sum.data_bytes += u64::from(chunk.plain_len());
@@ -145,15 +144,14 @@ pub fn list(repository: &RepositoryDir) -> Result<Vec<ListedPackage>, Error> {
     Ok(listed)
 }
 
-fn remote(location: &Location) -> Result<PackageInfo, Error> {
+/// Opens a package of a repository that is not on this host.
+pub(crate) fn remote(location: &Location) -> Result<Package, Error> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Error::Runtime)?;
     let store = Store::open(Options { retry_for: Duration::from_secs(INFO_RETRY_S), ..Options::default() })?;
-    let package = runtime.block_on(store.package(location))?;
-    Ok(describe(package.link(), package.version(), package.manifest(), &[]))
+    Ok(runtime.block_on(store.package(location))?)
 }
 
 fn describe(link: &Link, version: &Version, manifest: &Manifest, stored: &[StoredInfo]) -> PackageInfo {
-    let versions = std::iter::once(&link.current).chain(&link.retained);
     let disk = |(index, disk): (usize, &vmnetx_format::Disk)| DiskInfo {
         name: disk.name.clone(),
         size_bytes: disk.size_bytes,
@@ -164,7 +162,8 @@ fn describe(link: &Link, version: &Version, manifest: &Manifest, stored: &[Store
         title: link.title.clone(),
         serial: link.serial,
         repositories: link.repositories.clone(),
-        versions: versions
+        versions: link
+            .versions()
             .map(|version| VersionInfo { version: version.manifest, published_unix_s: version.published_unix_s })
             .collect(),
         version: version.manifest,

@@ -11,6 +11,7 @@ mod progress;
 mod remote;
 mod serve;
 mod verify;
+mod versions;
 
 pub mod cli;
 pub mod limits;
@@ -23,3 +24,7 @@ pub use info::{DiskInfo, ListedPackage, PackageInfo, StoredInfo, VersionInfo, in
 pub use progress::{Progress, Silent};
 pub use serve::Server;
 pub use verify::{Affected, Finding, VerifyReport, verify_link, verify_remote, verify_repository};
+pub use versions::{
+    DiffReport, DiskDiff, LinkOptions, LinkReport, LogEntry, LogReport, Part, RetainOptions, State, VersionName, diff,
+    log, retain, roll_back,
+};

@@ -120,6 +120,12 @@ impl Packs {
         leaves
     }
 
+    /// The leaves of an image, all of which must be there to be reached.
+    pub(crate) fn whole_leaves(&self, image: &LocalImage) -> Result<Vec<LeafNode>, Damage> {
+        let Leaves { nodes, lost } = self.leaves(image);
+        lost.into_iter().next().map_or(Ok(nodes), |(_, damage)| Err(damage))
+    }
+
     /// The chunks of a leaf.
     pub(crate) fn chunks(&self, geometry: Geometry, node: &LeafNode) -> Result<Vec<LeafChunk>, Damage> {
         let (content, layout) = self.pair(node)?;

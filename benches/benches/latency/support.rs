@@ -52,6 +52,7 @@ impl Published {
             title: None,
             urls: Vec::new(),
             chunker: None,
+            keep: None,
             level: LEVEL_DEFAULT,
             wait: Wait::No,
         }

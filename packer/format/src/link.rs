@@ -49,6 +49,9 @@ pub struct Version {
     pub orders: Vec<Digest>,
     /// When it was published, in seconds since 1970 (UTC).
     pub published_unix_s: u64,
+    /// Whether its publisher wants it to stay, however many newer ones there are. Readers take no notice.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub pinned: bool,
 }
 
 /// A link file: the link's text and an optional signature over just that text.
@@ -169,10 +172,15 @@ impl Envelope {
 }
 
 impl Link {
+    /// The versions that the link names, the current one first.
+    pub fn versions(&self) -> impl DoubleEndedIterator<Item = &Version> + Clone {
+        std::iter::once(&self.current).chain(&self.retained)
+    }
+
     /// The version of this identity, current or retained.
     #[must_use]
     pub fn version(&self, manifest: &Digest) -> Option<&Version> {
-        std::iter::once(&self.current).chain(&self.retained).find(|version| version.manifest == *manifest)
+        self.versions().find(|version| version.manifest == *manifest)
     }
 
     fn check(&self) -> Result<(), LinkError> {
@@ -189,7 +197,7 @@ impl Link {
         for url in &self.repositories {
             check_url(url)?;
         }
-        for version in std::iter::once(&self.current).chain(&self.retained) {
+        for version in self.versions() {
             if version.manifest_bytes > MANIFEST_BYTES_MAX {
                 return field("manifest_bytes", "is more than any manifest has");
             }
@@ -260,6 +268,7 @@ mod tests {
             layout_bytes: 9000,
             orders: Vec::new(),
             published_unix_s: 1_700_000_000,
+            pinned: false,
         }
     }
 

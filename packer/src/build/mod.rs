@@ -40,6 +40,8 @@ pub struct BuildOptions {
     pub urls: Vec<Url>,
     /// How disks are cut; nothing for the way of the version before, by which most chunks are found again.
     pub chunker: Option<Chunker>,
+    /// How many earlier versions that are not pinned stay retained, newest first; nothing for all.
+    pub keep: Option<usize>,
     /// zstd level of chunks, 1 to 22.
     pub level: i32,
     /// Whether to wait for another publisher.

@@ -2,7 +2,6 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use vmnetx_format::limits::RETAINED_MAX;
 use vmnetx_format::{
     Digest, Envelope, LayoutObject, Link, Manifest, Roots, Version, layout_path, link_path, manifest_path,
 };
@@ -10,6 +9,7 @@ use vmnetx_store::dir::Publisher;
 
 use super::{BuildOptions, BuildReport, Counts};
 use crate::Error;
+use crate::versions::{keep, replace, succeed};
 
 /// Writes manifest and layout object and replaces the link, unless it says all of that already.
 pub(super) fn publish(
@@ -29,16 +29,17 @@ pub(super) fn publish(
         layout_bytes: layout_bytes.len() as u64,
         orders: Vec::new(),
         published_unix_s: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()),
+        pinned: false,
     };
-    let old = before.map(|envelope| envelope.link);
-    let new = next_link(options, old.as_ref(), version);
-    let published = old.as_ref() != Some(&new);
+    let old = before.as_ref().map(|envelope| &envelope.link);
+    let new = next_link(options, old, version);
+    let published = old != Some(&new);
     // Also when nothing is published: what may have been damaged is whole again then.
     publisher.put(&manifest_path(&new.current.manifest), &new.current.manifest, &manifest_bytes)?;
     publisher.put(&layout_path(&new.current.layout), &new.current.layout, &layout_bytes)?;
     let mut written_bytes = counts.written_bytes;
     if published {
-        publisher.replace_link(&Envelope::unsigned(new.clone())?)?;
+        replace(publisher, before.as_ref(), new.clone())?;
         written_bytes += new.current.manifest_bytes + new.current.layout_bytes;
     }
     let disk_bytes = manifest.disks.iter().map(|disk| disk.size_bytes).sum();
@@ -80,15 +81,11 @@ fn next_link(options: &BuildOptions, old: Option<&Link>, version: Version) -> Li
     if same(&old.current, &version) && old.title == title && old.repositories == repositories {
         return old.clone();
     }
-    // The same manifest is the same version: with a new layout it takes its own place, and it is never retained beside
-    // itself. Orders belong to the version, whatever its layout.
-    let mut version = version;
-    let is_other = |known: &&Version| known.manifest != version.manifest;
-    let known = std::iter::once(&old.current).chain(&old.retained);
-    let retained: Vec<Version> = known.clone().filter(is_other).take(RETAINED_MAX).cloned().collect();
-    if let Some(twin) = known.clone().find(|known| known.manifest == version.manifest) {
-        version.orders.clone_from(&twin.orders);
-        version.published_unix_s = twin.published_unix_s;
+    let (current, retained) = succeed(old, version);
+    let serial = old.serial.saturating_add(1);
+    let next = Link { serial, retained, ..fresh(current) };
+    match options.keep {
+        Some(count) => keep(next, count),
+        None => next,
     }
-    Link { serial: old.serial.saturating_add(1), retained, ..fresh(version) }
 }

@@ -44,6 +44,9 @@ pub(super) struct Args {
     /// The mean length of chunks of uninterrupted data. Without it: that of the version before, else 48K.
     #[arg(long, value_name = "SIZE", value_parser = parse_size_bytes)]
     chunk_size: Option<u64>,
+    /// Retain this many earlier versions, newest first, and those that are pinned. Without it all stay retained.
+    #[arg(long, value_name = "N")]
+    keep: Option<usize>,
     /// The zstd level of chunks.
     #[arg(long, value_name = "LEVEL", default_value_t = LEVEL_DEFAULT, value_parser = clap::value_parser!(i32).range(1..=22))]
     level: i32,
@@ -81,6 +84,7 @@ fn options(args: Args) -> Result<BuildOptions, Error> {
         title: args.title,
         urls: args.url,
         chunker: chunker.map_err(|error| Error::Usage(error.to_string()))?,
+        keep: args.keep,
         level: args.level,
         wait: if args.wait { Wait::Yes } else { Wait::No },
     })

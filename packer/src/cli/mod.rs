@@ -1,11 +1,15 @@
 //! The command line of `vmnetx-pack`, which is also `vmnetx pack`.
 
 mod build;
+mod diff;
 mod export;
 mod info;
 mod list;
+mod log;
 mod output;
 mod progress;
+mod retain;
+mod rollback;
 mod serve;
 mod verify;
 
@@ -29,6 +33,10 @@ enum Command {
     Build(Box<build::Args>),
     Info(info::Args),
     List(list::Args),
+    Log(log::Args),
+    Diff(diff::Args),
+    Rollback(rollback::Args),
+    Retain(retain::Args),
     Verify(verify::Args),
     Export(export::Args),
     Serve(serve::Args),
@@ -55,6 +63,10 @@ pub fn run(args: Args) -> Result<(), Error> {
         Command::Build(args) => build::run(*args),
         Command::Info(args) => info::run(&args),
         Command::List(args) => list::run(&args),
+        Command::Log(args) => log::run(&args),
+        Command::Diff(args) => diff::run(&args),
+        Command::Rollback(args) => rollback::run(args),
+        Command::Retain(args) => retain::run(args),
         Command::Verify(args) => verify::run(&args),
         Command::Export(args) => export::run(args),
         Command::Serve(args) => serve::run(&args),

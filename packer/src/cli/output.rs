@@ -4,6 +4,8 @@ use std::io::Write;
 
 use serde::Serialize;
 
+use crate::LinkReport;
+
 /// Talks to the user.
 pub(super) fn say(text: &str) {
     let _ = writeln!(std::io::stderr(), "{text}");
@@ -18,6 +20,23 @@ pub(super) fn put(text: &str) {
 pub(super) fn put_json(value: &impl Serialize) {
     // A structure of numbers and text always serialises.
     put(&serde_json::to_string(value).unwrap_or_default());
+}
+
+/// Says what a link names now.
+pub(super) fn put_link(report: &LinkReport) {
+    let LinkReport { name, serial, .. } = report;
+    if report.published {
+        put(&format!("published {name}, serial {serial}"));
+    } else {
+        put(&format!("{name} says just that already, serial {serial}: nothing was changed"));
+    }
+    put(&format!("current   {}", report.current));
+    for version in &report.retained {
+        put(&format!("retained  {version}"));
+    }
+    for version in &report.given_up {
+        put(&format!("given up  {version}"));
+    }
 }
 
 /// Bytes for people: `442.1 MB`.

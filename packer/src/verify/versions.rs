@@ -52,7 +52,7 @@ impl Walk {
     }
 
     fn add(&mut self, repository: &RepositoryDir, packs: &Packs, link: &Link, findings: &Findings) {
-        for version in std::iter::once(&link.current).chain(&link.retained) {
+        for version in link.versions() {
             let link = link_path(&link.name);
             let images = open(repository, version, findings, &link).unwrap_or_else(|(object, what)| {
                 let affects = Affected { version: version.manifest, disk: None, start: 0, end: 0 };

@@ -7,3 +7,4 @@ mod damage;
 mod properties;
 mod serve;
 mod support;
+mod versions;

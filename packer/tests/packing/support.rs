@@ -61,6 +61,7 @@ impl Scene {
             title: None,
             urls: Vec::new(),
             chunker: None,
+            keep: None,
             level: 1,
             wait: Wait::No,
         }

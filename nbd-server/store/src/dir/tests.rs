@@ -21,6 +21,7 @@ fn link(name: &str, serial: u64) -> Envelope {
         layout_bytes: 6,
         orders: Vec::new(),
         published_unix_s: 1,
+        pinned: false,
     };
     let name = name.parse().unwrap();
     Envelope::unsigned(Link { name, title: None, serial, repositories: Vec::new(), current, retained: Vec::new() })

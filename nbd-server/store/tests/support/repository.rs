@@ -80,6 +80,7 @@ impl Repository {
             layout_bytes: layout.len() as u64,
             orders: Vec::new(),
             published_unix_s: 1_700_000_000,
+            pinned: false,
         };
         std::fs::write(dir.path().join(manifest_path(&version.manifest)), manifest).unwrap();
         std::fs::write(dir.path().join(layout_path(&version.layout)), layout).unwrap();

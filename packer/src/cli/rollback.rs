@@ -1,0 +1,38 @@
+//! `rollback`: makes an earlier version current.
+
+use std::path::PathBuf;
+
+use vmnetx_format::Name;
+use vmnetx_store::dir::Wait;
+
+use super::output::{put_json, put_link};
+use crate::{Error, LinkOptions, VersionName, roll_back};
+
+/// Make an earlier version of the package NAME current again; the one that is current now stays retained.
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// The directory of the repository.
+    repo: PathBuf,
+    /// The package's name.
+    name: Name,
+    /// The version: the first digits of its digest, as `log` shows them.
+    version: VersionName,
+    /// Wait if another publisher works in REPO.
+    #[arg(long)]
+    wait: bool,
+    /// Print one JSON object.
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) fn run(args: Args) -> Result<(), Error> {
+    let wait = if args.wait { Wait::Yes } else { Wait::No };
+    let options = LinkOptions { repository: args.repo, name: args.name, wait };
+    let report = roll_back(&options, &args.version)?;
+    if args.json {
+        put_json(&report);
+    } else {
+        put_link(&report);
+    }
+    Ok(())
+}

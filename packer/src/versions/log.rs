@@ -1,0 +1,111 @@
+//! The history of a package: its versions, newest publication first, and what each added.
+
+use std::collections::HashSet;
+
+use serde::Serialize;
+use vmnetx_format::{Digest, Name, Version};
+use vmnetx_store::Location;
+
+use crate::info::remote;
+use crate::local::{LocalLink, Packs, images};
+use crate::{Error, Part};
+
+/// The versions of a package.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct LogReport {
+    /// Its name.
+    pub name: Name,
+    /// The link's serial number.
+    pub serial: u64,
+    /// The versions that the link names: the current one, then the retained ones as the link has them.
+    pub versions: Vec<LogEntry>,
+}
+
+/// A version of a package.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct LogEntry {
+    /// The digest of its manifest.
+    pub version: Digest,
+    /// Whether readers take it.
+    pub state: State,
+    /// Whether it stays until it is unpinned.
+    pub pinned: bool,
+    /// When it was first published, in seconds since 1970 (UTC).
+    pub published_unix_s: u64,
+    /// What it has that no version published before it has; only known of a repository on this host.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub added: Option<Part>,
+}
+
+/// What a version is to its link.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum State {
+    /// Readers take it.
+    Current,
+    /// Readers can ask for it.
+    Retained,
+}
+
+/// Lists the versions of the package that `location` names.
+///
+/// # Errors
+/// [`Error`] when its link or an index cannot be read.
+pub fn log(location: &Location) -> Result<LogReport, Error> {
+    let Some(found) = LocalLink::find(location)? else {
+        let link = remote(location)?.link().clone();
+        let versions = link.versions().enumerate().map(|(index, version)| entry(index, version, None)).collect();
+        return Ok(LogReport { name: link.name, serial: link.serial, versions });
+    };
+    let link = &found.envelope.link;
+    let mut oldest_first: Vec<(usize, &Version)> = link.versions().enumerate().collect();
+    oldest_first.sort_by_key(|(index, version)| (version.published_unix_s, usize::MAX - index));
+    let mut seen = Seen::default();
+    let mut entries = Vec::new();
+    for (index, version) in oldest_first {
+        let added = seen.add(&found, location, version)?;
+        entries.push((index, entry(index, version, Some(added))));
+    }
+    entries.sort_by_key(|(index, _)| *index);
+    let versions = entries.into_iter().map(|(_, entry)| entry).collect();
+    Ok(LogReport { name: link.name.clone(), serial: link.serial, versions })
+}
+
+fn entry(index: usize, version: &Version, added: Option<Part>) -> LogEntry {
+    LogEntry {
+        version: version.manifest,
+        state: if index == 0 { State::Current } else { State::Retained },
+        pinned: version.pinned,
+        published_unix_s: version.published_unix_s,
+        added,
+    }
+}
+
+/// What the versions so far have.
+#[derive(Default)]
+struct Seen {
+    /// Content leaves, whose chunks need not be looked at again.
+    leaves: HashSet<Digest>,
+    chunks: HashSet<Digest>,
+}
+
+impl Seen {
+    /// Takes a version; gives what it has that was not seen before.
+    fn add(&mut self, found: &LocalLink, location: &Location, version: &Version) -> Result<Part, Error> {
+        let unreadable = |source| Error::Version { link: location.to_string(), source: Box::new(source) };
+        let manifest = found.repository.manifest(version)?;
+        let packs = Packs::new(found.repository.clone());
+        let mut added = Part::default();
+        for image in images(&found.repository, version, &manifest).map_err(unreadable)? {
+            let leaves = packs.whole_leaves(&image).map_err(unreadable)?;
+            for node in leaves.iter().filter(|node| self.leaves.insert(node.content)) {
+                for chunk in packs.chunks(image.geometry, node).map_err(unreadable)? {
+                    if self.chunks.insert(chunk.digest) {
+                        added.add(&chunk);
+                    }
+                }
+            }
+        }
+        Ok(added)
+    }
+}
