@@ -136,6 +136,15 @@ pub enum Error {
         #[source]
         source: Box<Damage>,
     },
+    /// An object of the repository is not as it should be.
+    #[error("{object}")]
+    Object {
+        /// Its path in the repository.
+        object: String,
+        /// What is wrong with it.
+        #[source]
+        source: Box<Damage>,
+    },
     /// The manifest or the index of a version cannot be read.
     #[error("read the package {link}")]
     Version {
@@ -186,6 +195,22 @@ pub enum Damage {
     /// It is no node.
     #[error(transparent)]
     Tree(#[from] TreeError),
+    /// It is not there.
+    #[error("it is missing")]
+    Missing,
+    /// A link that no publisher has written so.
+    #[error("it is not laid out as a publisher writes it")]
+    Form,
+    /// A link that is wrong about an object.
+    #[error("it says that {object} has {promised} bytes, but it has {actual}")]
+    Size {
+        /// The object.
+        object: String,
+        /// The bytes that the link says.
+        promised: u64,
+        /// The bytes that there are.
+        actual: u64,
+    },
 }
 
 impl Error {
@@ -216,7 +241,7 @@ impl Told for Error {
             Self::NoSuchDisk { .. } | Self::NoSuchVersion { .. } | Self::Exists(_) | Self::NoExportFile(_) => {
                 Class::Usage
             }
-            Self::Damaged { source, .. } | Self::Version { source, .. } => source.class(),
+            Self::Damaged { source, .. } | Self::Object { source, .. } | Self::Version { source, .. } => source.class(),
             Self::Findings(_) => Class::Integrity,
             Self::Listen { .. } | Self::Runtime(_) => Class::Host,
             Self::DiskChanged { .. } | Self::Signed(_) | Self::Tree(_) | Self::Compress(_) => Class::Failure,
@@ -234,7 +259,7 @@ impl Told for Error {
             Self::VersionName { .. } => "`vmnetx-pack log` lists the versions".into(),
             Self::NoSuchPackage { .. } => "`vmnetx-pack list` shows the packages".into(),
             Self::Exists(_) => "say --force to replace it".into(),
-            Self::Damaged { .. } | Self::Version { .. } => {
+            Self::Damaged { .. } | Self::Object { .. } | Self::Version { .. } => {
                 "`vmnetx-pack verify` finds all damage; bring it back from a mirror".into()
             }
             Self::Signed(_) => "remove the link file first if readers no longer expect a signature".into(),

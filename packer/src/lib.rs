@@ -8,6 +8,7 @@ mod export;
 mod info;
 mod local;
 mod progress;
+mod reach;
 mod remote;
 mod serve;
 mod verify;

@@ -19,9 +19,10 @@ use vmnetx_store::dir::{DirError, Listing, RepositoryDir};
 pub use self::remote::verify_remote;
 
 use self::frames::CheckedPacks;
-use self::versions::Walk;
+use self::versions::{check_versions, report_broken};
 use crate::limits::FINDINGS_MAX;
 use crate::local::Packs;
+use crate::reach::Reach;
 use crate::{Error, Progress};
 
 /// What was looked at and what was found.
@@ -120,17 +121,17 @@ impl Finding {
 pub fn verify_repository(repository: &RepositoryDir, progress: &dyn Progress) -> Result<VerifyReport, Error> {
     let findings = Findings::default();
     let names = repository.links()?;
-    let walk = Walk::read(repository, &names, &findings);
+    let reach = Reach::read(repository, &names);
     let listed = [repository.packs()?, repository.manifests()?, repository.layouts()?];
     let mut wanted: HashSet<Digest> = listed[0].objects.iter().copied().collect();
-    wanted.extend(&walk.packs);
-    let mut report = check(repository, &walk, &wanted, &findings, progress);
+    wanted.extend(&reach.packs);
+    let mut report = check(repository, &reach, &wanted, &findings, progress);
     report.links = names.len() as u64;
     report.strangers = strange_links(repository)?;
     report.strangers.extend(listed.iter().flat_map(|listing| listing.strangers.iter().cloned()));
     // An index that cannot be read may lead to any object.
-    if report.findings.is_empty() {
-        report.unreferenced = unreferenced(&walk, &listed);
+    if let Ok(reach) = reach.whole() {
+        report.unreferenced = unreferenced(&reach, &listed);
     }
     Ok(report)
 }
@@ -141,23 +142,24 @@ pub fn verify_repository(repository: &RepositoryDir, progress: &dyn Progress) ->
 /// [`Error`] when there is no such link. Damage is no error here: see [`VerifyReport::findings`].
 pub fn verify_link(repository: &RepositoryDir, name: &Name, progress: &dyn Progress) -> Result<VerifyReport, Error> {
     let findings = Findings::default();
-    let walk = Walk::read(repository, std::slice::from_ref(name), &findings);
-    let mut report = check(repository, &walk, &walk.packs, &findings, progress);
+    let reach = Reach::read(repository, std::slice::from_ref(name));
+    let mut report = check(repository, &reach, &reach.packs, &findings, progress);
     report.links = 1;
     Ok(report)
 }
 
 fn check(
     repository: &RepositoryDir,
-    walk: &Walk,
+    reach: &Reach,
     packs: &HashSet<Digest>,
     findings: &Findings,
     progress: &dyn Progress,
 ) -> VerifyReport {
+    report_broken(&reach.broken, findings);
     let checked = CheckedPacks::read(repository, packs, findings, progress);
-    let chunks = walk.check(&Packs::new(repository.clone()), &checked, findings);
+    let chunks = check_versions(reach, &Packs::new(repository.clone()), &checked, findings);
     let mut report = VerifyReport {
-        versions: walk.versions.len() as u64,
+        versions: reach.versions.len() as u64,
         packs: packs.len() as u64,
         pack_bytes: checked.bytes(),
         chunks,
@@ -167,17 +169,14 @@ fn check(
     report
 }
 
-fn unreferenced(walk: &Walk, [packs, manifests, layouts]: &[Listing; 3]) -> Vec<String> {
-    let versions = || walk.versions.iter().map(|local| &local.version);
-    let named_manifests: HashSet<Digest> = versions().map(|version| version.manifest).collect();
-    let named_layouts: HashSet<Digest> = versions().map(|version| version.layout).collect();
+fn unreferenced(reach: &Reach, [packs, manifests, layouts]: &[Listing; 3]) -> Vec<String> {
     let free = |listing: &Listing, named: &HashSet<Digest>, path: fn(&Digest) -> String| -> Vec<String> {
         listing.objects.iter().filter(|digest| !named.contains(digest)).map(path).collect()
     };
     [
-        free(manifests, &named_manifests, manifest_path),
-        free(layouts, &named_layouts, layout_path),
-        free(packs, &walk.packs, pack_path),
+        free(manifests, &reach.manifests(), manifest_path),
+        free(layouts, &reach.layouts(), layout_path),
+        free(packs, &reach.packs, pack_path),
     ]
     .concat()
 }
