@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use rayon::prelude::*;
-use vmnetx_format::{Catalogue, Digest, Kind, NodePlace};
+use vmnetx_format::{Catalogue, Digest, Kind, NodePlace, pack_path};
 use vmnetx_store::dir::{DirError, RepositoryDir};
 
 use crate::limits::CHUNKS_MAX;
@@ -32,9 +32,12 @@ pub(crate) struct Known {
 }
 
 impl Known {
-    /// Reads the catalogues of all packs. A pack whose catalogue is damaged is left out: what it held is stored anew.
+    /// Reads the catalogues of all packs. A pack whose catalogue is damaged is left out: what it held is stored anew. So
+    /// is one that may be removed soon.
     pub(crate) fn read(repository: &RepositoryDir, progress: &dyn Progress) -> Result<Self, Error> {
-        let packs = repository.packs()?.objects;
+        let tombstones = repository.tombstones()?;
+        let mut packs = repository.packs()?.objects;
+        packs.retain(|digest| tombstones.since_unix_s(&pack_path(digest)).is_none());
         let catalogues: Vec<(Digest, Result<Catalogue, DirError>)> = packs
             .into_par_iter()
             .map(|digest| (digest, repository.pack(&digest).and_then(|p| p.catalogue())))

@@ -8,6 +8,7 @@ mod export;
 mod info;
 mod local;
 mod progress;
+mod prune;
 mod reach;
 mod remote;
 mod serve;
@@ -23,6 +24,7 @@ pub use error::{Damage, Error};
 pub use export::{ExportOptions, ExportReport, Output, export};
 pub use info::{DiskInfo, ListedPackage, PackageInfo, StoredInfo, VersionInfo, info, list};
 pub use progress::{Progress, Silent};
+pub use prune::{Objects, PruneOptions, PruneReport, prune};
 pub use serve::Server;
 pub use verify::{Affected, Finding, VerifyReport, verify_link, verify_remote, verify_repository};
 pub use versions::{

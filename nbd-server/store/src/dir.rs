@@ -21,8 +21,10 @@ use crate::failure::{Class, Told};
 mod publisher;
 #[cfg(test)]
 mod tests;
+mod tombstones;
 
 pub use publisher::{Publisher, TemporaryObject, Wait};
+pub use tombstones::Tombstones;
 
 /// The folders of a repository that hold objects.
 const OBJECT_FOLDERS: [&str; 3] = ["manifests", "layouts", "packs"];
@@ -30,6 +32,10 @@ const OBJECT_FOLDERS: [&str; 3] = ["manifests", "layouts", "packs"];
 const TEMPORARY_FOLDER: &str = "tmp";
 /// The file whose lock the publisher holds, and which says who that is.
 const LOCK_FILE: &str = ".lock";
+/// The file with the publisher's tombstones.
+const TOMBSTONES_FILE: &str = ".tombstones";
+/// Bytes of that file: some 600,000 objects.
+const TOMBSTONES_BYTES_MAX: u64 = 64 << 20;
 
 /// A repository in a directory of this host, to be read.
 #[derive(Debug, Clone)]
@@ -137,6 +143,14 @@ pub enum DirError {
         #[source]
         source: ManifestError,
     },
+    /// The publisher's notes of what may be removed cannot be read.
+    #[error("the tombstones in {} are damaged: {reason}", path.display())]
+    Tombstones {
+        /// Their file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
     /// A pack whose catalogue cannot be read.
     #[error("pack {} is damaged", path.display())]
     Pack {
@@ -172,7 +186,8 @@ impl RepositoryDir {
         let made = || OBJECT_FOLDERS.iter().chain([&TEMPORARY_FOLDER]);
         if made().any(|folder| !root.join(folder).is_dir()) {
             // A publisher that died here left some of the folders; anything else is not ours.
-            let ours = |name: &str| name == LOCK_FILE || made().any(|folder| *folder == name);
+            let ours =
+                |name: &str| name == LOCK_FILE || name == TOMBSTONES_FILE || made().any(|folder| *folder == name);
             if let Some(found) = entries(&root)?.into_iter().find(|(name, _)| !ours(name)) {
                 // A repository without tmp/ is one that was copied by a tool that leaves out empty folders.
                 Self::open(&root).map_err(|_| DirError::NotEmpty { path: root.clone(), found: found.0 })?;
@@ -251,15 +266,7 @@ impl RepositoryDir {
     /// # Errors
     /// [`DirError::TooLarge`]; [`DirError::Io`].
     pub fn object(&self, path: &str, max_bytes: u64) -> Result<Vec<u8>, DirError> {
-        let path = self.root.join(checked(path)?);
-        let file = File::open(&path).map_err(io_error("open", &path))?;
-        let mut bytes = Vec::new();
-        file.take(max_bytes.saturating_add(1)).read_to_end(&mut bytes).map_err(io_error("read", &path))?;
-        if bytes.len() as u64 > max_bytes {
-            let bytes = fs::metadata(&path).map_or(bytes.len() as u64, |metadata| metadata.len());
-            return Err(DirError::TooLarge { path, bytes, max_bytes });
-        }
-        Ok(bytes)
+        read_whole(&self.root.join(checked(path)?), max_bytes)
     }
 
     /// The bytes of the object at `path`, whose digest they must have.
@@ -320,6 +327,19 @@ impl RepositoryDir {
             }
         }
         Ok(listing.sorted())
+    }
+
+    /// The objects that may be removed.
+    ///
+    /// # Errors
+    /// [`DirError::Tombstones`] when the file is damaged; [`DirError::Io`].
+    pub fn tombstones(&self) -> Result<Tombstones, DirError> {
+        let path = self.root.join(TOMBSTONES_FILE);
+        let bytes = match read_whole(&path, TOMBSTONES_BYTES_MAX) {
+            Err(error) if error.is_not_found() => return Ok(Tombstones::default()),
+            bytes => bytes?,
+        };
+        Tombstones::decode(&bytes).map_err(|reason| DirError::Tombstones { path, reason })
     }
 
     fn list(
@@ -410,7 +430,9 @@ impl Told for DirError {
             Self::Io { source, .. } => Class::of_io(source),
             Self::NotARepository { .. } | Self::NotEmpty { .. } | Self::Path(_) => Class::Usage,
             Self::Locked { .. } => Class::Failure,
-            Self::TooLarge { .. } | Self::Digest { .. } | Self::Link { .. } => Class::Integrity,
+            Self::TooLarge { .. } | Self::Digest { .. } | Self::Link { .. } | Self::Tombstones { .. } => {
+                Class::Integrity
+            }
             Self::LinkName { .. } | Self::Manifest { .. } | Self::Pack { .. } => Class::Integrity,
         }
     }
@@ -420,6 +442,7 @@ impl Told for DirError {
             Self::NotARepository { .. } => "give the directory that holds the link files".into(),
             Self::NotEmpty { .. } => "give an empty directory, or one that does not exist yet".into(),
             Self::Locked { .. } => "wait until it ends, or say --wait".into(),
+            Self::Tombstones { .. } => "remove the file: `prune` marks anew what nothing leads to".into(),
             Self::LinkName { .. } => "rename the link file to the name that it says".into(),
             Self::TooLarge { .. }
             | Self::Digest { .. }
@@ -431,6 +454,17 @@ impl Told for DirError {
             Self::Io { .. } | Self::Path(_) => return None,
         })
     }
+}
+
+fn read_whole(path: &Path, max_bytes: u64) -> Result<Vec<u8>, DirError> {
+    let file = File::open(path).map_err(io_error("open", path))?;
+    let mut bytes = Vec::new();
+    file.take(max_bytes.saturating_add(1)).read_to_end(&mut bytes).map_err(io_error("read", path))?;
+    if bytes.len() as u64 > max_bytes {
+        let bytes = fs::metadata(path).map_or(bytes.len() as u64, |metadata| metadata.len());
+        return Err(DirError::TooLarge { path: path.to_owned(), bytes, max_bytes });
+    }
+    Ok(bytes)
 }
 
 fn io_error(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> DirError {

@@ -8,6 +8,7 @@ mod list;
 mod log;
 mod output;
 mod progress;
+mod prune;
 mod retain;
 mod rollback;
 mod serve;
@@ -37,6 +38,7 @@ enum Command {
     Diff(diff::Args),
     Rollback(rollback::Args),
     Retain(retain::Args),
+    Prune(prune::Args),
     Verify(verify::Args),
     Export(export::Args),
     Serve(serve::Args),
@@ -67,6 +69,7 @@ pub fn run(args: Args) -> Result<(), Error> {
         Command::Diff(args) => diff::run(&args),
         Command::Rollback(args) => rollback::run(args),
         Command::Retain(args) => retain::run(args),
+        Command::Prune(args) => prune::run(args),
         Command::Verify(args) => verify::run(&args),
         Command::Export(args) => export::run(args),
         Command::Serve(args) => serve::run(&args),

@@ -5,6 +5,7 @@ mod command;
 mod crash;
 mod damage;
 mod properties;
+mod prune;
 mod serve;
 mod support;
 mod versions;

@@ -10,7 +10,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use rustix::fs::{FlockOperation, flock};
 use vmnetx_format::{Digest, Envelope, Hasher, link_path};
 
-use super::{DirError, LOCK_FILE, RepositoryDir, TEMPORARY_FOLDER, checked, entries, io_error, sync_directory};
+use super::{
+    DirError, LOCK_FILE, RepositoryDir, TEMPORARY_FOLDER, TOMBSTONES_FILE, Tombstones, checked, entries, io_error,
+    sync_directory,
+};
 
 /// Bytes of what a publisher writes about itself.
 const HOLDER_BYTES_MAX: u64 = 256;
@@ -97,11 +100,36 @@ impl Publisher {
     /// [`DirError::Io`].
     pub fn replace_link(&self, envelope: &Envelope) -> Result<(), DirError> {
         self.sync_folders()?;
+        self.replace(&link_path(&envelope.link.name), &envelope.encode())
+    }
+
+    /// Replaces the tombstones.
+    ///
+    /// # Errors
+    /// [`DirError::Io`].
+    pub fn replace_tombstones(&self, tombstones: &Tombstones) -> Result<(), DirError> {
+        self.replace(TOMBSTONES_FILE, &tombstones.encode())
+    }
+
+    /// Removes the object at `path`, relative to the repository; one that is gone already is no error.
+    ///
+    /// # Errors
+    /// [`DirError::Path`]; [`DirError::Io`].
+    pub fn remove(&self, path: &str) -> Result<(), DirError> {
+        let path = self.repository.root.join(checked(path)?);
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(io_error("remove", &path)(error)),
+            _ => Ok(()),
+        }
+    }
+
+    /// Replaces a file that is not named by its digest.
+    fn replace(&self, name: &str, bytes: &[u8]) -> Result<(), DirError> {
         let root = &self.repository.root;
         let mut object = self.temporary()?;
-        object.write_all(&envelope.encode()).map_err(io_error("write", &object.path))?;
+        object.write_all(bytes).map_err(io_error("write", &object.path))?;
         object.file.sync_all().map_err(io_error("flush", &object.path))?;
-        let target = root.join(link_path(&envelope.link.name));
+        let target = root.join(name);
         fs::rename(&object.path, &target).map_err(io_error("replace", &target))?;
         sync_directory(root)
     }
