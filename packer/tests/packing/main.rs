@@ -4,6 +4,7 @@ mod build;
 mod command;
 mod crash;
 mod damage;
+mod power_loss;
 mod properties;
 mod prune;
 mod serve;
