@@ -1,13 +1,32 @@
 //! A publisher that is killed leaves every version whole, and the next one completes its work.
 
 use std::fs;
-use std::process::{Command, Stdio};
-use std::time::Instant;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use vmnetx_format::Digest;
+use vmnetx_format::limits::PACK_BYTES_TARGET;
+use vmnetx_pack::{LinkOptions, RetainOptions, retain};
+use vmnetx_store::dir::Wait;
 
 use crate::support::{Scene, noise};
 
-/// Times that a build is killed.
+/// Times that a program is killed by each test, unless `VMNETX_KILLS` says otherwise.
 const ROUNDS: u32 = 10;
+
+fn rounds() -> u32 {
+    std::env::var("VMNETX_KILLS").map_or(ROUNDS, |text| text.parse().expect("VMNETX_KILLS is a number"))
+}
+
+/// Kills a program after some part of the time that it takes, different for each round; whether it was still running.
+fn kill(mut child: Child, whole: Duration, round: u32) -> bool {
+    // Steps of the golden ratio fall everywhere, however many there are.
+    std::thread::sleep(whole.mul_f64(f64::from(round) * 0.618_033_988_75 % 1.0));
+    let running = child.try_wait().unwrap().is_none();
+    child.kill().unwrap();
+    child.wait().unwrap();
+    running
+}
 
 fn build(scene: &Scene, name: &str) -> Command {
     let mut command = Command::new(assert_cmd::cargo::cargo_bin!("vmnetx-pack"));
@@ -26,31 +45,87 @@ fn a_killed_build_leaves_the_old_version_whole() {
     assert!(build(&scene, "vm").status().unwrap().success());
     let whole = started.elapsed();
 
-    let mut killed = 0;
-    for round in 1..=ROUNDS {
+    let (rounds, mut killed) = (rounds(), 0);
+    for round in 1..=rounds {
         let new = content(round);
         fs::write(scene.path("disk"), &new).unwrap();
-        let mut publisher = build(&scene, "vm").spawn().unwrap();
-        std::thread::sleep(whole * (round - 1) / ROUNDS);
-        if publisher.try_wait().unwrap().is_none() {
-            publisher.kill().unwrap();
-            killed += 1;
-        }
-        let finished = publisher.wait().unwrap().success();
+        let running = kill(build(&scene, "vm").spawn().unwrap(), whole, round);
+        killed += u32::from(running);
         scene.verify_whole();
         let found = scene.exported("vm");
-        assert!(
-            found == new || (found == published && !finished),
-            "round {round}: neither the old nor the new version"
-        );
+        assert!(found == new || (found == published && running), "round {round}: neither the old nor the new version");
         published = found;
     }
-    assert!(killed >= 3, "only {killed} builds were killed");
+    assert!(killed >= rounds / 3, "only {killed} builds were killed");
 
     assert!(build(&scene, "vm").status().unwrap().success());
-    assert!(scene.exported("vm") == content(ROUNDS));
+    assert!(scene.exported("vm") == content(rounds));
     scene.verify_whole();
     assert_eq!(fs::read_dir(scene.repo().join("tmp")).unwrap().count(), 0);
+}
+
+/// What a killed build has written is not written again.
+#[test]
+fn a_build_after_a_killed_one_goes_on_where_it_was() {
+    let scene = Scene::new();
+    fs::write(scene.path("disk"), noise(1, 160 << 20)).unwrap();
+    let packs = || scene.files().iter().filter(|path| path.extension().is_some_and(|end| end == "pack")).count();
+    let mut publisher = build(&scene, "vm").spawn().unwrap();
+    let started = Instant::now();
+    while !scene.repo().join("packs").is_dir() || packs() < 2 {
+        assert!(publisher.try_wait().unwrap().is_none() && started.elapsed() < Duration::from_secs(60));
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    publisher.kill().unwrap();
+    publisher.wait().unwrap();
+    let there = packs() as u64 * PACK_BYTES_TARGET;
+    let report = scene.build("vm", &scene.path("disk"));
+    assert!(
+        report.written_bytes < (160 << 20) - there * 9 / 10,
+        "{} bytes written beside {there}",
+        report.written_bytes
+    );
+    scene.verify_whole();
+}
+
+#[test]
+fn a_killed_prune_takes_nothing_that_is_in_use() {
+    let scene = Scene::new();
+    let prune = || {
+        let mut command = Command::new(assert_cmd::cargo::cargo_bin!("vmnetx-pack"));
+        command.arg("prune").arg(scene.repo()).args(["--grace", "0s"]);
+        command.stdout(Stdio::null()).stderr(Stdio::null());
+        command
+    };
+    let content = |round: u32| [noise(0, 1 << 20), noise(u64::from(round) + 1, 4 << 20)].concat();
+    let link = LinkOptions { repository: scene.repo(), name: "vm".parse().unwrap(), wait: Wait::No };
+    let mut whole = Duration::ZERO;
+    let (rounds, mut killed) = (rounds(), 0);
+    for round in 0..=rounds {
+        scene.build("vm", &scene.image("disk", &content(round)));
+        retain(&link, &RetainOptions { keep: Some(1), ..RetainOptions::default() }).unwrap();
+        if round == 0 {
+            let started = Instant::now();
+            assert!(prune().status().unwrap().success());
+            whole = started.elapsed();
+            continue;
+        }
+        killed += u32::from(kill(prune().spawn().unwrap(), whole, round));
+        scene.verify_whole();
+        assert!(scene.exported("vm") == content(round), "round {round}");
+        let before = format!("{}#b3={}", scene.link("vm").display(), before(&scene));
+        assert!(fs::read(scene.export(&before, "disk0")).unwrap() == content(round - 1), "round {round}");
+    }
+    assert!(killed >= rounds / 3, "only {killed} prunes were killed");
+    for _ in 0..2 {
+        assert!(prune().status().unwrap().success());
+    }
+    assert_eq!(scene.verify_whole().unreferenced, Vec::<String>::new());
+}
+
+/// The version that is retained.
+fn before(scene: &Scene) -> Digest {
+    scene.repository().link(&"vm".parse().unwrap()).unwrap().unwrap().link.retained[0].manifest
 }
 
 #[test]
