@@ -26,7 +26,7 @@ pub use info::{DiskInfo, ListedPackage, PackageInfo, StoredInfo, VersionInfo, in
 pub use progress::{Progress, Silent};
 pub use prune::{Objects, PruneOptions, PruneReport, prune};
 pub use serve::Server;
-pub use verify::{Affected, Finding, VerifyReport, verify_link, verify_remote, verify_repository};
+pub use verify::{Affected, Depth, Finding, VerifyReport, verify_link, verify_remote, verify_repository};
 pub use versions::{
     DiffReport, DiskDiff, LinkOptions, LinkReport, LogEntry, LogReport, Part, RetainOptions, State, VersionName, diff,
     log, retain, roll_back,

@@ -8,7 +8,7 @@ use vmnetx_store::{Location, Place};
 
 use super::output::{put, put_json, say, shown_bytes};
 use super::progress::Shown;
-use crate::{Error, Finding, VerifyReport, verify_link, verify_remote, verify_repository};
+use crate::{Depth, Error, Finding, VerifyReport, verify_link, verify_remote, verify_repository};
 
 /// Compare every byte of a package or of a whole repository with its digests.
 ///
@@ -19,6 +19,12 @@ pub(super) struct Args {
     /// current version is verified, or the one that #b3=DIGEST asks for.
     #[arg(value_name = "LINK|REPO")]
     target: Location,
+    /// Read the index, and compare it with what the packs say of themselves, but read no chunks.
+    #[arg(long)]
+    quick: bool,
+    /// Read this part of the chunks, chosen anew each time, instead of all.
+    #[arg(long, value_name = "PERCENT", conflicts_with = "quick", value_parser = parse_percent)]
+    sample: Option<f64>,
     /// Print one JSON object, and no progress.
     #[arg(long)]
     json: bool,
@@ -29,12 +35,17 @@ pub(super) struct Args {
 
 pub(super) fn run(args: &Args) -> Result<(), Error> {
     let progress = Shown::new("verified", args.json || args.quiet);
+    let depth = match args.sample {
+        _ if args.quick => Depth::Part(0.0),
+        Some(percent) => Depth::Part(percent / 100.0),
+        None => Depth::Deep,
+    };
     let report = match &args.target.place {
-        Place::Url(_) => verify_remote(&args.target, &progress)?,
-        Place::Path(path) if path.is_dir() => verify_repository(&RepositoryDir::open(path)?, &progress)?,
+        Place::Url(_) => verify_remote(&args.target, depth, &progress)?,
+        Place::Path(path) if path.is_dir() => verify_repository(&RepositoryDir::open(path)?, depth, &progress)?,
         Place::Path(path) => {
             let (repository, name) = link(path)?;
-            verify_link(&repository, &name, &progress)?
+            verify_link(&repository, &name, depth, &progress)?
         }
     };
     drop(progress);
@@ -48,6 +59,11 @@ pub(super) fn run(args: &Args) -> Result<(), Error> {
         1 => Err(Error::Findings("one piece of damage".to_owned())),
         count => Err(Error::Findings(format!("{count} pieces of damage"))),
     }
+}
+
+fn parse_percent(text: &str) -> Result<f64, String> {
+    let percent: f64 = text.trim_end_matches('%').parse().map_err(|_| "it is no number".to_owned())?;
+    if (0.0..=100.0).contains(&percent) { Ok(percent) } else { Err("it is not between 0 and 100".to_owned()) }
 }
 
 fn link(path: &Path) -> Result<(RepositoryDir, Name), Error> {
@@ -83,5 +99,8 @@ fn print(report: &VerifyReport) {
     }
     let VerifyReport { links, versions, packs, chunks, .. } = report;
     let bytes = shown_bytes(report.pack_bytes);
-    put(&format!("verified  {links} links, {versions} versions, {chunks} chunks, {packs} packs of {bytes}"));
+    let read = shown_bytes(report.read_bytes);
+    put(&format!(
+        "verified  {links} links, {versions} versions, {chunks} chunks, {packs} packs of {bytes}; {read} read"
+    ));
 }

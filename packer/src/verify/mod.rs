@@ -4,6 +4,7 @@
 //! decompressed against the catalogue. Then the trees of every version are walked, and every place they name is looked up
 //! in what was found. Nothing ends the work early: all damage is listed, with the disks and bytes that it affects.
 
+mod depth;
 mod frames;
 mod remote;
 mod versions;
@@ -16,6 +17,7 @@ use serde::Serialize;
 use vmnetx_format::{Digest, LINK_SUFFIX, Name, layout_path, manifest_path, pack_path};
 use vmnetx_store::dir::{DirError, Listing, RepositoryDir};
 
+pub use self::depth::Depth;
 pub use self::remote::verify_remote;
 
 use self::frames::CheckedPacks;
@@ -36,8 +38,10 @@ pub struct VerifyReport {
     pub packs: u64,
     /// Bytes of those packs.
     pub pack_bytes: u64,
-    /// Chunks that the versions name, each time one is named.
+    /// Chunks that the versions name, each time one is named; only counted in a repository on this host.
     pub chunks: u64,
+    /// Plain bytes of what was read and compared with its digest: chunks, and in a repository on this host index nodes.
+    pub read_bytes: u64,
     /// Damage, at most [`FINDINGS_MAX`] pieces of it.
     pub findings: Vec<Finding>,
     /// Pieces of damage beyond those.
@@ -118,14 +122,18 @@ impl Finding {
 ///
 /// # Errors
 /// [`Error`] when the repository cannot be listed. Damage is no error here: see [`VerifyReport::findings`].
-pub fn verify_repository(repository: &RepositoryDir, progress: &dyn Progress) -> Result<VerifyReport, Error> {
+pub fn verify_repository(
+    repository: &RepositoryDir,
+    depth: Depth,
+    progress: &dyn Progress,
+) -> Result<VerifyReport, Error> {
     let findings = Findings::default();
     let names = repository.links()?;
     let reach = Reach::read(repository, &names);
     let listed = [repository.packs()?, repository.manifests()?, repository.layouts()?];
     let mut wanted: HashSet<Digest> = listed[0].objects.iter().copied().collect();
     wanted.extend(&reach.packs);
-    let mut report = check(repository, &reach, &wanted, &findings, progress);
+    let mut report = check(repository, &reach, &wanted, depth, &findings, progress);
     report.links = names.len() as u64;
     report.strangers = strange_links(repository)?;
     report.strangers.extend(listed.iter().flat_map(|listing| listing.strangers.iter().cloned()));
@@ -140,10 +148,15 @@ pub fn verify_repository(repository: &RepositoryDir, progress: &dyn Progress) ->
 ///
 /// # Errors
 /// [`Error`] when there is no such link. Damage is no error here: see [`VerifyReport::findings`].
-pub fn verify_link(repository: &RepositoryDir, name: &Name, progress: &dyn Progress) -> Result<VerifyReport, Error> {
+pub fn verify_link(
+    repository: &RepositoryDir,
+    name: &Name,
+    depth: Depth,
+    progress: &dyn Progress,
+) -> Result<VerifyReport, Error> {
     let findings = Findings::default();
     let reach = Reach::read(repository, std::slice::from_ref(name));
-    let mut report = check(repository, &reach, &reach.packs, &findings, progress);
+    let mut report = check(repository, &reach, &reach.packs, depth, &findings, progress);
     report.links = 1;
     Ok(report)
 }
@@ -152,17 +165,19 @@ fn check(
     repository: &RepositoryDir,
     reach: &Reach,
     packs: &HashSet<Digest>,
+    depth: Depth,
     findings: &Findings,
     progress: &dyn Progress,
 ) -> VerifyReport {
     report_broken(&reach.broken, findings);
-    let checked = CheckedPacks::read(repository, packs, findings, progress);
+    let checked = CheckedPacks::read(repository, packs, depth, findings, progress);
     let chunks = check_versions(reach, &Packs::new(repository.clone()), &checked, findings);
     let mut report = VerifyReport {
         versions: reach.versions.len() as u64,
         packs: packs.len() as u64,
         pack_bytes: checked.bytes(),
         chunks,
+        read_bytes: checked.read_bytes(),
         ..VerifyReport::default()
     };
     report.take(findings);

@@ -7,7 +7,7 @@ use vmnetx_format::Digest;
 use vmnetx_store::failure::{Class, Told};
 use vmnetx_store::{Image, Location};
 
-use super::{Affected, Findings, VerifyReport, told};
+use super::{Affected, Depth, Findings, VerifyReport, told};
 use crate::limits::REMOTE_READS;
 use crate::remote::{once_store, stored_ranges};
 use crate::{Error, Progress};
@@ -17,7 +17,7 @@ use crate::{Error, Progress};
 ///
 /// # Errors
 /// [`Error`] when the server cannot be reached. Damage is no error here: see [`VerifyReport::findings`].
-pub fn verify_remote(location: &Location, progress: &dyn Progress) -> Result<VerifyReport, Error> {
+pub fn verify_remote(location: &Location, depth: Depth, progress: &dyn Progress) -> Result<VerifyReport, Error> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(Error::Runtime)?;
     let findings = Findings::default();
     let mut report = VerifyReport { links: 1, versions: 1, ..VerifyReport::default() };
@@ -27,8 +27,8 @@ pub fn verify_remote(location: &Location, progress: &dyn Progress) -> Result<Ver
             progress.total(package.disks().iter().map(|disk| disk.size_bytes()).sum());
             let version = package.version().manifest;
             for disk in package.disks() {
-                let disk = Disk { link: location.to_string(), version, image: disk, findings: &findings };
-                runtime.block_on(disk.verify(progress))?;
+                let disk = Disk { link: location.to_string(), version, image: disk, depth, findings: &findings };
+                report.read_bytes += runtime.block_on(disk.verify(progress))?;
             }
         }
         Err(error) => findings.add(location.to_string(), told_damage(error)?, None),
@@ -41,19 +41,22 @@ struct Disk<'a> {
     link: String,
     version: Digest,
     image: &'a Arc<Image>,
+    depth: Depth,
     findings: &'a Findings,
 }
 
 impl Disk<'_> {
-    async fn verify(&self, progress: &dyn Progress) -> Result<(), Error> {
+    /// Gives the bytes that were read.
+    async fn verify(&self, progress: &dyn Progress) -> Result<u64, Error> {
         self.image.warm_index();
         let size_bytes = self.image.size_bytes();
-        let mut done = 0;
+        let (mut done, mut read_bytes) = (0, 0);
         let reads = stored_ranges(self.image).map(|range| async move {
             match range {
+                Ok((offset, length)) if !self.depth.takes() => (Some((offset, offset + length)), Ok(0)),
                 Ok((offset, length)) => {
                     let read = self.image.read(offset, length).await;
-                    (Some((offset, offset + length)), read.map(drop).map_err(Error::from))
+                    (Some((offset, offset + length)), read.map(|_| length).map_err(Error::from))
                 }
                 Err(error) => (None, Err(error)),
             }
@@ -62,16 +65,19 @@ impl Disk<'_> {
         while let Some((range, read)) = reads.next().await {
             // Without an index nothing is known of what follows.
             let (start, end) = range.unwrap_or((done, size_bytes));
-            if let Err(error) = read {
-                let what = told_damage(error)?;
-                let disk = Some(self.image.name().to_owned());
-                self.findings.add(&self.link, what, Some(Affected { version: self.version, disk, start, end }));
+            match read {
+                Ok(bytes) => read_bytes += bytes,
+                Err(error) => {
+                    let what = told_damage(error)?;
+                    let disk = Some(self.image.name().to_owned());
+                    self.findings.add(&self.link, what, Some(Affected { version: self.version, disk, start, end }));
+                }
             }
             progress.advance(end - done);
             done = end;
         }
         progress.advance(size_bytes - done);
-        Ok(())
+        Ok(read_bytes)
     }
 }
 

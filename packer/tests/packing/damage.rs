@@ -4,7 +4,9 @@ use std::fs;
 use std::path::Path;
 
 use proptest::prelude::*;
-use vmnetx_pack::{BuildOptions, ExportOptions, Output, Silent, build, export, info, list, verify_link};
+use vmnetx_pack::{
+    BuildOptions, Depth, ExportOptions, Output, Silent, build, export, info, list, verify_link, verify_repository,
+};
 use vmnetx_store::failure::{Class, Told};
 
 use crate::support::{LEAF_BYTES, Scene, blocks, noise, program, sparse, text};
@@ -31,7 +33,7 @@ fn assert_found(scene: &Scene, damaged: &Path, how: &str) {
     for name in ["vm", "pair"] {
         let link = scene.link(name).to_str().unwrap().parse().unwrap();
         let _ = info(&link);
-        let _ = verify_link(&scene.repository(), &name.parse().unwrap(), &Silent).unwrap();
+        let _ = verify_link(&scene.repository(), &name.parse().unwrap(), Depth::Deep, &Silent).unwrap();
         for disk in ["disk0", "two"] {
             let out = Output::File { path: scene.path("out"), force: true };
             let _ = export(&ExportOptions { link: link.clone(), disk: disk.to_owned(), out }, &Silent);
@@ -151,6 +153,34 @@ fn the_affected_bytes_are_named() {
     assert!(!left.iter().any(|name| name.to_string_lossy().contains("out")), "{left:?}");
 }
 
+/// What costs less finds less, and says how much it has read.
+#[test]
+fn a_quick_look_finds_what_is_missing_and_a_sample_some_of_what_is_damaged() {
+    let scene = Scene::new();
+    scene.build("vm", &scene.image("a", &noise(1, 4 << 20)));
+    let verify = |depth| verify_repository(&scene.repository(), depth, &Silent).unwrap();
+    let [deep, quick] = [Depth::Deep, Depth::Part(0.0)].map(verify);
+    assert_eq!((deep.chunks, deep.packs), (quick.chunks, quick.packs));
+    assert!(deep.read_bytes >= 4 << 20 && quick.read_bytes == 0, "{} and {}", deep.read_bytes, quick.read_bytes);
+    let sample = verify(Depth::Part(0.5)).read_bytes;
+    assert!((1 << 20..3 << 20).contains(&sample), "{sample}");
+
+    let pack = scene.files().into_iter().filter(|file| file.ends_with_pack());
+    let pack = pack.max_by_key(|file| fs::metadata(file).unwrap().len()).unwrap();
+    let whole = fs::read(&pack).unwrap();
+    // Every chunk is damaged.
+    let mut bytes = whole.clone();
+    (1000..bytes.len() - 50_000).step_by(1000).for_each(|at| bytes[at] ^= 1);
+    fs::write(&pack, &bytes).unwrap();
+    assert_eq!(verify(Depth::Part(0.0)).findings, []);
+    let [half, deep] = [Depth::Part(0.5), Depth::Deep].map(|depth| verify(depth).findings.len());
+    assert!(0 < half && half < deep, "{half} of {deep}");
+    for cut in [0, 1, 40_000, whole.len()] {
+        fs::write(&pack, &whole[..whole.len() - cut]).unwrap();
+        assert_eq!(verify(Depth::Part(0.0)).findings.is_empty(), cut == 0, "{cut} bytes are missing");
+    }
+}
+
 #[test]
 fn damage_to_one_package_is_not_damage_to_another() {
     let scene = Scene::new();
@@ -159,7 +189,7 @@ fn damage_to_one_package_is_not_damage_to_another() {
     scene.build("bad", &scene.image("b", &noise(2, 50_000)));
     let pack = scene.files().into_iter().find(|file| !before.contains(file) && file.ends_with_pack()).unwrap();
     fs::write(pack, b"").unwrap();
-    let verify = |name: &str| verify_link(&scene.repository(), &name.parse().unwrap(), &Silent).unwrap();
+    let verify = |name: &str| verify_link(&scene.repository(), &name.parse().unwrap(), Depth::Deep, &Silent).unwrap();
     assert!(verify("good").findings.is_empty());
     assert!(!verify("bad").findings.is_empty());
 }

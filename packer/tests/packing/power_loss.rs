@@ -6,7 +6,7 @@ mod trace;
 
 use std::path::Path;
 
-use vmnetx_pack::{BuildOptions, PruneOptions, Silent, build, prune, verify_repository};
+use vmnetx_pack::{BuildOptions, Depth, PruneOptions, Silent, build, prune, verify_repository};
 use vmnetx_store::dir::{RepositoryDir, Wait};
 
 use self::disk::{Chance, Disk};
@@ -40,7 +40,8 @@ fn every_loss(scene: &Scene, words: &[&str], mut visit: impl FnMut(&Scene, &str)
 }
 
 fn whole(scene: &Scene, moment: &str) {
-    let report = verify_repository(&scene.repository(), &Silent).unwrap_or_else(|error| panic!("{moment}: {error}"));
+    let report = verify_repository(&scene.repository(), Depth::Deep, &Silent)
+        .unwrap_or_else(|error| panic!("{moment}: {error}"));
     assert_eq!(report.findings, [], "{moment}");
 }
 

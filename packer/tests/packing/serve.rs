@@ -192,3 +192,26 @@ fn it_stops_when_it_is_told_to() {
         assert!(started.elapsed() < Duration::from_secs(8), "{signal:?} took {:?}", started.elapsed());
     }
 }
+
+/// A repository that is far away is looked at without fetching it.
+#[test]
+fn a_part_of_a_served_package_is_verified() {
+    let scene = Scene::new();
+    scene.build("vm", &scene.image("disk", &noise(1, 20 << 20)));
+    let server = Server::start(&scene, 1);
+    let verify = |words: &[&str]| {
+        let assert = program().args(["verify", "--json"]).arg(&server.urls[0]).args(words).assert();
+        let output = assert.get_output();
+        let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        (output.status.code().unwrap(), report["read_bytes"].as_u64().unwrap())
+    };
+    let (quick, sample, deep) = (verify(&["--quick"]), verify(&["--sample", "40%"]), verify(&[]));
+    assert_eq!((quick.0, sample.0, deep.0), (0, 0, 0));
+    assert_eq!(quick.1, 0);
+    assert!(deep.1 >= 20 << 20 && sample.1 < deep.1, "{sample:?} of {deep:?}");
+    for file in scene.files().iter().filter(|file| file.extension().is_some_and(|end| end == "pack")) {
+        fs::remove_file(file).unwrap();
+    }
+    assert_eq!(verify(&["--quick"]).0, 4);
+    program().args(["verify", "--sample", "200"]).arg(&server.urls[0]).assert().code(2);
+}

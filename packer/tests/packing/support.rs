@@ -10,7 +10,7 @@ use tempfile::TempDir;
 use vmnetx_format::machine::Machine;
 use vmnetx_format::{BLOCK_BYTES, Chunker};
 use vmnetx_pack::{
-    BuildOptions, BuildReport, ExportOptions, Output, Silent, VerifyReport, build, export, verify_repository,
+    BuildOptions, BuildReport, Depth, ExportOptions, Output, Silent, VerifyReport, build, export, verify_repository,
 };
 use vmnetx_store::dir::{RepositoryDir, Wait};
 
@@ -89,7 +89,7 @@ impl Scene {
     }
 
     pub(crate) fn verify(&self) -> VerifyReport {
-        verify_repository(&self.repository(), &Silent).unwrap()
+        verify_repository(&self.repository(), Depth::Deep, &Silent).unwrap()
     }
 
     /// Verifies the repository, which must be whole.
