@@ -98,9 +98,8 @@ fn print(report: &VerifyReport) {
         say(&format!("note: {} is no object of a repository", path.display()));
     }
     let VerifyReport { links, versions, packs, chunks, .. } = report;
-    let bytes = shown_bytes(report.pack_bytes);
-    let read = shown_bytes(report.read_bytes);
-    put(&format!(
-        "verified  {links} links, {versions} versions, {chunks} chunks, {packs} packs of {bytes}; {read} read"
-    ));
+    let [bytes, read] = [report.pack_bytes, report.read_bytes].map(shown_bytes);
+    // What lies beside a version that is published elsewhere cannot be listed.
+    let objects = if *packs == 0 { String::new() } else { format!("{chunks} chunks, {packs} packs of {bytes}, ") };
+    put(&format!("verified  {links} links, {versions} versions, {objects}{read} read"));
 }
