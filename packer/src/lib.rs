@@ -7,6 +7,7 @@ mod error;
 mod export;
 mod info;
 mod local;
+mod media;
 mod progress;
 mod prune;
 mod reach;

@@ -13,11 +13,12 @@ use axum::response::{IntoResponse, Response};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tower_http::services::ServeDir;
-use vmnetx_format::{Digest, LINK_SUFFIX, Name, layout_path, manifest_path, pack_path};
+use vmnetx_format::{LINK_SUFFIX, Name};
 use vmnetx_store::dir::RepositoryDir;
 
 use crate::Error;
 use crate::limits::{SERVE_GRACE_S, SERVE_PIECE_BYTES};
+use crate::media::Media;
 
 /// A web server for a repository, which listens but does not answer yet.
 #[derive(Debug)]
@@ -25,15 +26,6 @@ pub struct Server {
     repository: RepositoryDir,
     listener: TcpListener,
     address: SocketAddr,
-}
-
-/// What a path names.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Object {
-    Link,
-    Manifest,
-    /// A pack, a layout object or an order.
-    Binary,
 }
 
 impl Server {
@@ -79,7 +71,7 @@ impl Server {
 
 async fn answer(mut files: ServeDir, request: Request) -> Response {
     let path = request.uri().path().to_owned();
-    let Some(object) = classify(&path) else {
+    let Some(object) = Media::of_path(&path) else {
         tracing::info!(path, "refused: not an object of the repository");
         return refuse(
             StatusCode::NOT_FOUND,
@@ -94,7 +86,7 @@ async fn answer(mut files: ServeDir, request: Request) -> Response {
             if response.status().is_success() || response.status() == StatusCode::NOT_MODIFIED {
                 let headers = response.headers_mut();
                 headers.insert(CACHE_CONTROL, HeaderValue::from_static(object.caching()));
-                headers.insert(CONTENT_TYPE, HeaderValue::from_static(object.media_type()));
+                headers.insert(CONTENT_TYPE, HeaderValue::from_static(object.content_type()));
             } else {
                 tracing::info!(path, status = %response.status(), "refused");
             }
@@ -114,80 +106,4 @@ fn absent(path: &str) -> Response {
 
 fn refuse(status: StatusCode, text: &'static str) -> Response {
     (status, [(CACHE_CONTROL, "no-cache")], text).into_response()
-}
-
-/// What lies at a path of a URL, or nothing if no object can: hidden files, `tmp/` and strangers are not served.
-fn classify(path: &str) -> Option<Object> {
-    let path = path.strip_prefix('/')?;
-    let Some((folder, file)) = path.split_once('/') else {
-        let name: Result<Name, _> = path.strip_suffix(LINK_SUFFIX)?.parse();
-        return name.ok().map(|_| Object::Link);
-    };
-    let (stem, suffix) = path.rsplit_once('/')?.1.split_once('.')?;
-    let digest: Digest = stem.parse().ok()?;
-    match folder {
-        "manifests" => (path == manifest_path(&digest)).then_some(Object::Manifest),
-        "layouts" => (path == layout_path(&digest)).then_some(Object::Binary),
-        "packs" => (path == pack_path(&digest)).then_some(Object::Binary),
-        "orders" => (file == format!("{digest}.{suffix}")).then_some(Object::Binary),
-        _ => None,
-    }
-}
-
-impl Object {
-    /// Objects never change, because their digest names them; a link may change at any time.
-    const fn caching(self) -> &'static str {
-        match self {
-            Self::Link => "no-cache",
-            Self::Manifest | Self::Binary => "public, max-age=31536000, immutable",
-        }
-    }
-
-    const fn media_type(self) -> &'static str {
-        match self {
-            Self::Link => "application/x-vmnetx-link+json",
-            Self::Manifest => "application/json",
-            Self::Binary => "application/octet-stream",
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_objects_are_served() {
-        let digest = Digest::of(b"x");
-        for (path, object) in [
-            (manifest_path(&digest), Object::Manifest),
-            (layout_path(&digest), Object::Binary),
-            (pack_path(&digest), Object::Binary),
-            (format!("orders/{digest}.order"), Object::Binary),
-            ("debian.vmnetx".to_owned(), Object::Link),
-        ] {
-            assert_eq!(classify(&format!("/{path}")), Some(object), "{path}");
-            assert_eq!(classify(&path), None, "{path}");
-            assert_eq!(classify(&format!("//{path}")), None, "{path}");
-            assert_eq!(classify(&format!("/../{path}")), None, "{path}");
-        }
-        let pack = pack_path(&digest);
-        let file = pack.rsplit('/').next().unwrap();
-        for path in [
-            "/".to_owned(),
-            "/.lock".to_owned(),
-            "/.vmnetx".to_owned(),
-            "/index.html".to_owned(),
-            "/tmp/1-1".to_owned(),
-            format!("/packs/{file}"),
-            format!("/packs/zz/{file}"),
-            format!("/packs/../{pack}"),
-            format!("/orders/../{pack}"),
-            format!("/tmp/{digest}.pack"),
-            format!("/manifests/{digest}.json.bak"),
-            format!("/manifests/{}.json", digest.to_string().to_uppercase()),
-        ] {
-            assert_eq!(classify(&path), None, "{path}");
-        }
-    }
 }

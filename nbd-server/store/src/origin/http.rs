@@ -23,11 +23,15 @@ use crate::limits::{
     REDIRECTS_MAX, RESPONSE_TIMEOUT, SKIPPED_BYTES_MAX, STALL_BYTES_MIN, STALL_TIMEOUT,
 };
 
-const AGENT: HeaderValue = HeaderValue::from_static(concat!("vmnetx/", env!("CARGO_PKG_VERSION")));
+/// What our HTTP clients call themselves.
+pub const AGENT: HeaderValue = HeaderValue::from_static(concat!("vmnetx/", env!("CARGO_PKG_VERSION")));
+
+/// Opens TCP connections and, for https, TLS in them.
+pub type Connector = HttpsConnector<HttpConnector>;
 
 /// The connections to web servers; cheap to clone, shared by all origins.
 #[derive(Debug, Clone)]
-pub struct HttpClient(Client<HttpsConnector<HttpConnector>, Empty<Bytes>>);
+pub struct HttpClient(Client<Connector, Empty<Bytes>>);
 
 /// Reads a repository below a URL.
 #[derive(Debug)]
@@ -42,24 +46,11 @@ impl HttpClient {
     /// # Errors
     /// [`Error::Network`] when the system's trusted certificates cannot be used.
     pub fn new() -> Result<Self, Error> {
-        let mut http = HttpConnector::new();
-        http.set_connect_timeout(Some(CONNECT_TIMEOUT));
-        http.set_nodelay(true);
-        // A connection that died with a network or in a suspended host must not be found out by a request that waits.
-        http.set_keepalive(Some(KEEPALIVE_IDLE));
-        http.set_keepalive_interval(Some(KEEPALIVE_INTERVAL));
-        http.set_keepalive_retries(Some(KEEPALIVE_RETRIES));
-        http.set_tcp_user_timeout(Some(RESPONSE_TIMEOUT));
-        http.enforce_http(false);
-        let tls = HttpsConnectorBuilder::new()
-            .try_with_platform_verifier()
-            .map_err(|error| Error::network("the system's trusted certificates", error))?;
-        let connector = tls.https_or_http().enable_http1().wrap_connector(http);
         let client = Client::builder(TokioExecutor::new())
             .pool_timer(TokioTimer::new())
             .pool_idle_timeout(IDLE_CONNECTION)
             .pool_max_idle_per_host(ORIGIN_REQUESTS_MAX)
-            .build(connector);
+            .build(connector(None)?);
         Ok(Self(client))
     }
 
@@ -165,6 +156,28 @@ impl HttpClient {
         });
         Ok(pieces)
     }
+}
+
+/// Opens the connections of every HTTP client of ours, with the times that [`crate::limits`] names. What is sent waits in
+/// a buffer of `send_buffer_bytes`, or of whatever size the system takes.
+///
+/// # Errors
+/// [`Error::Network`] when the system's trusted certificates cannot be used.
+pub fn connector(send_buffer_bytes: Option<usize>) -> Result<Connector, Error> {
+    let mut http = HttpConnector::new();
+    http.set_connect_timeout(Some(CONNECT_TIMEOUT));
+    http.set_nodelay(true);
+    http.set_send_buffer_size(send_buffer_bytes);
+    // A connection that died with a network or in a suspended host must not be found out by a request that waits.
+    http.set_keepalive(Some(KEEPALIVE_IDLE));
+    http.set_keepalive_interval(Some(KEEPALIVE_INTERVAL));
+    http.set_keepalive_retries(Some(KEEPALIVE_RETRIES));
+    http.set_tcp_user_timeout(Some(RESPONSE_TIMEOUT));
+    http.enforce_http(false);
+    let tls = HttpsConnectorBuilder::new()
+        .try_with_platform_verifier()
+        .map_err(|error| Error::network("the system's trusted certificates", error))?;
+    Ok(tls.https_or_http().enable_http1().wrap_connector(http))
 }
 
 impl HttpOrigin {

@@ -16,7 +16,7 @@ use tokio::sync::mpsc;
 use url::Url;
 
 pub use dir::DirOrigin;
-pub use http::{HttpClient, HttpOrigin};
+pub use http::{AGENT, Connector, HttpClient, HttpOrigin, connector};
 pub use tier::OriginTier;
 
 use crate::Error;
