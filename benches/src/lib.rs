@@ -1,6 +1,6 @@
-//! What the benchmark programs share: a shaped network link, the replay of a boot's reads, the cost of fixed chunks.
+//! What the benchmark programs share: a shaped network link, the replay of a boot's reads, the cost of ways of cutting.
 
-pub mod fixed_chunks;
+pub mod chunking;
 pub mod link;
 pub mod replay;
 pub mod units;
