@@ -8,6 +8,8 @@ use vmnetx_format::{Digest, LinkError, ManifestError, Name, TreeError};
 use vmnetx_store::dir::DirError;
 use vmnetx_store::failure::{Class, Told};
 
+use crate::domain::DomainError;
+
 /// Why a command of the packer fails.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -65,6 +67,25 @@ pub enum Error {
         /// What is wrong with it.
         #[source]
         source: MachineError,
+    },
+    /// The file with the domain XML cannot be taken.
+    #[error("{}", path.display())]
+    DomainFile {
+        /// Which file.
+        path: PathBuf,
+        /// What is wrong with it.
+        #[source]
+        source: DomainError,
+    },
+    /// A disk of a domain is in a format that cannot be read.
+    #[error("the domain's disk {target:?}, {}, is in the format {format:?}", file.display())]
+    DomainDisk {
+        /// The domain's name for the disk.
+        target: String,
+        /// Which file.
+        file: PathBuf,
+        /// Its format.
+        format: String,
     },
     /// What was built is no manifest, for example because it has too many disks.
     #[error("describe the package")]
@@ -236,6 +257,7 @@ impl Told for Error {
             Self::Read(error) => error.class(),
             Self::File { source, .. } => Class::of_io(source),
             Self::NoDisk { .. } | Self::DuplicateDisk(_) | Self::Machine(_) | Self::Usage(_) => Class::Usage,
+            Self::DomainFile { .. } | Self::DomainDisk { .. } => Class::Usage,
             Self::MachineFile { .. } | Self::DiskTooLarge { .. } | Self::Manifest(_) | Self::Link(_) => Class::Usage,
             Self::NoSuchPackage { .. } | Self::VersionName { .. } => Class::Usage,
             Self::NoSuchDisk { .. } | Self::NoSuchVersion { .. } | Self::Exists(_) | Self::NoExportFile(_) => {
@@ -255,6 +277,15 @@ impl Told for Error {
             Self::Read(error) => return error.hint(),
             Self::DiskChanged { .. } => "shut the VM down, or publish a snapshot of its disk".into(),
             Self::NoDisk { .. } => "give a raw image; other formats convert with `qemu-img convert -O raw`".into(),
+            Self::DomainFile { source: DomainError::Refused(_), .. } => {
+                "--drop PATH publishes the machine without what lies at PATH; or write the machine yourself, starting \
+                 from `vmnetx-pack describe-domain`, and give it with --machine"
+                    .into()
+            }
+            Self::DomainDisk { .. } => {
+                "convert it with `qemu-img convert -O raw` and give every disk with --disk, in the domain's order"
+                    .into()
+            }
             Self::DuplicateDisk(_) => "name each disk: --disk NAME=FILE".into(),
             Self::VersionName { .. } => "`vmnetx-pack log` lists the versions".into(),
             Self::NoSuchPackage { .. } => "`vmnetx-pack list` shows the packages".into(),

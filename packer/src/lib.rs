@@ -17,6 +17,7 @@ mod verify;
 mod versions;
 
 pub mod cli;
+pub mod domain;
 pub mod limits;
 
 pub use build::{BuildOptions, BuildReport, LEVEL_DEFAULT, build};

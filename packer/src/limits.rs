@@ -32,3 +32,18 @@ pub const SERVE_PIECE_BYTES: usize = 256 << 10;
 
 /// Seconds for which `info` tries to reach a server: someone waits for the answer.
 pub const INFO_RETRY_S: u64 = 10;
+
+/// Bytes of a libvirt domain XML; virt-manager's have about 8 KiB.
+pub const DOMAIN_BYTES_MAX: usize = 256 << 10;
+
+/// Elements, texts and comments of a domain XML.
+pub const DOMAIN_NODES_MAX: u32 = 10_000;
+
+/// Elements of a domain XML that stand inside one another.
+pub const DOMAIN_DEPTH_MAX: usize = 32;
+
+/// Namespaces that a domain XML declares.
+pub const DOMAIN_NAMESPACES_MAX: usize = 64;
+
+/// Remarks on a domain XML.
+pub const DOMAIN_REMARKS_MAX: usize = 2000;

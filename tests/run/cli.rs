@@ -231,6 +231,35 @@ fn a_published_guest_runs_from_a_web_server_and_powers_off() {
 }
 
 #[test]
+fn a_libvirt_domain_is_published_and_runs() {
+    let bench = Bench::new("domain", &["vmnetx.poweroff"]);
+    let domain = bench.path("domain.xml");
+    // What virt-install writes for a guest of today, as far as a guest this small can tell.
+    let text = format!(
+        "<domain type='kvm'><name>guest</name><memory unit='MiB'>256</memory><vcpu>2</vcpu>\
+         <os><type arch='x86_64' machine='q35'>hvm</type><boot dev='hd'/></os><features><acpi/><apic/></features>\
+         <cpu mode='host-passthrough' check='none'/><devices>\
+         <disk type='file' device='disk'><driver name='qemu' type='raw'/><source file='{}'/>\
+         <target dev='vda' bus='virtio'/></disk><controller type='pci' index='0' model='pcie-root'/>\
+         <interface type='network'><mac address='52:54:00:6b:3c:58'/><source network='default'/>\
+         <model type='virtio'/></interface><serial type='pty'/><input type='tablet' bus='usb'/>\
+         <graphics type='spice'/><video><model type='qxl'/></video><memballoon model='virtio'/>\
+         <rng model='virtio'><backend model='random'>/dev/urandom</backend></rng></devices></domain>",
+        bench.image.display()
+    );
+    fs::write(&domain, text).unwrap();
+    let mut command = bench.vmnetx(&["pack", "build"]);
+    command.arg(bench.path("repository")).args(["domain", "--quiet", "--domain"]).arg(&domain);
+    let output = command.output().unwrap();
+    let told = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && told.contains("dropped  /domain/devices/graphics"), "{told}");
+    let link = bench.path("repository/domain.vmnetx").display().to_string();
+    let said = bench.run_to_the_end(&link, &[]);
+    assert!(said.contains("VMNETX-GUEST-READY domain") && said.contains("VMNETX-WRITE-OK"), "{said}");
+    assert_disk_sum(&said, &bench.image);
+}
+
+#[test]
 fn a_persistent_overlay_belongs_to_the_version_that_it_was_made_for() {
     let bench = Bench::new("kept", &["vmnetx.poweroff"]);
     let file = bench.path("kept.qcow2").display().to_string();

@@ -2,16 +2,19 @@
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
+use serde::Serialize;
 use url::Url;
 use vmnetx_format::machine::{MACHINE_BYTES_MAX, Machine, MachineError};
 use vmnetx_format::{Chunker, Name, Title};
 use vmnetx_store::dir::Wait;
 use vmnetx_store::size::parse_size_bytes;
 
+use super::domain;
 use super::output::{put, put_json, shown_bytes};
 use super::progress::Shown;
+use crate::domain::{Description, DiskFiles, DropPath};
 use crate::{BuildOptions, BuildReport, Error, LEVEL_DEFAULT, build};
 
 /// The machine of a package whose publisher names none.
@@ -27,14 +30,22 @@ pub(super) struct Args {
     /// The package's name: letters, digits, '.', '_' and '-'.
     name: Name,
     /// The disks: regular files or block devices. Without names they are disk0, disk1 and so on.
-    #[arg(long, value_name = "[NAME=]FILE", required = true, num_args = 1..)]
+    /// With --domain they take the places of the domain's disks, in the order in which these boot.
+    #[arg(long, value_name = "[NAME=]FILE", required_unless_present = "domain", num_args = 1..)]
     disk: Vec<OsString>,
     /// The format of the disks.
     #[arg(long, value_name = "FORMAT", default_value = "raw", value_parser = ["raw"])]
     format: String,
     /// The virtual hardware, in TOML. Without it: a plain PC with one CPU and 1 GiB.
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", conflicts_with = "domain")]
     machine: Option<PathBuf>,
+    /// The virtual hardware and, without --disk, the disks of a libvirt domain, as `virsh dumpxml --inactive` writes it.
+    /// What cannot be published ends the build; `describe-domain` shows it beforehand.
+    #[arg(long, value_name = "FILE.xml")]
+    domain: Option<PathBuf>,
+    /// Publish without what is refused of the domain at or below this path, such as /domain/devices/hostdev[1].
+    #[arg(long, value_name = "PATH", requires = "domain")]
+    drop: Vec<DropPath>,
     /// The title that people see.
     #[arg(long, value_name = "TEXT")]
     title: Option<Title>,
@@ -61,33 +72,79 @@ pub(super) struct Args {
     quiet: bool,
 }
 
+/// The report in JSON.
+#[derive(Serialize)]
+struct JsonReport<'a> {
+    #[serde(flatten)]
+    report: &'a BuildReport,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    domain: Option<&'a Description>,
+}
+
 pub(super) fn run(args: Args) -> Result<(), Error> {
     let json = args.json;
-    let progress = Shown::new("read", args.json || args.quiet);
-    let report = build(&options(args)?, &progress)?;
+    let quiet = args.json || args.quiet;
+    let (options, domain) = options(args)?;
+    if let Some(domain) = domain.as_ref().filter(|_| !json) {
+        let names: Vec<_> = options.disks.iter().map(|(name, _)| name.clone()).collect();
+        domain::tell(domain, &names);
+    }
+    let progress = Shown::new("read", quiet);
+    let report = build(&options, &progress)?;
     drop(progress);
     if json {
-        put_json(&report)
+        put_json(&JsonReport { report: &report, domain: domain.as_ref() })
     } else {
         print(&report)
     }
     Ok(())
 }
 
-fn options(args: Args) -> Result<BuildOptions, Error> {
+/// What is to be published, and what the domain is that it comes from.
+fn options(args: Args) -> Result<(BuildOptions, Option<Description>), Error> {
     let chunker = args.chunk_size.map(Chunker::with_mean).transpose();
-    Ok(BuildOptions {
+    let given = args.disk.iter().enumerate().map(|(index, text)| disk(index, text)).collect::<Result<Vec<_>, _>>()?;
+    let (machine, disks, domain) = match args.domain {
+        Some(path) => {
+            let description = domain(&path, &args.drop, given.len())?;
+            let disks = if given.is_empty() { own_disks(&description)? } else { given };
+            let names: Vec<_> = disks.iter().map(|(name, _)| name.clone()).collect();
+            (description.machine_with(&names), disks, Some(description))
+        }
+        None => (machine(args.machine)?, given, None),
+    };
+    let options = BuildOptions {
         repository: args.repo,
         name: args.name,
-        disks: args.disk.iter().enumerate().map(|(index, text)| disk(index, text)).collect::<Result<_, _>>()?,
-        machine: machine(args.machine)?,
+        disks,
+        machine,
         title: args.title,
         urls: args.url,
         chunker: chunker.map_err(|error| Error::Usage(error.to_string()))?,
         keep: args.keep,
         level: args.level,
         wait: if args.wait { Wait::Yes } else { Wait::No },
-    })
+    };
+    Ok((options, domain))
+}
+
+/// The domain in a file, if all of it can be published or may be dropped, with this many disks given by the publisher.
+fn domain(path: &Path, drop: &[DropPath], given: usize) -> Result<Description, Error> {
+    let files = if given == 0 { DiskFiles::FromDomain } else { DiskFiles::Given };
+    let mut description = domain::read(path, default_machine()?, files)?;
+    description.drop_refused(drop).map_err(domain::of_file(path))?;
+    description.check().map_err(domain::of_file(path))?;
+    if given != 0 && given != description.disks.len() {
+        let disks = description.disks.len();
+        return Err(Error::Usage(format!("the domain has places for {disks} disks, and --disk gives {given}")));
+    }
+    Ok(description)
+}
+
+/// The domain's own disks.
+fn own_disks(description: &Description) -> Result<Vec<(Name, PathBuf)>, Error> {
+    let files = description.disks.iter().map(domain::raw_file).collect::<Result<Vec<_>, _>>()?;
+    Ok(description.disk_names().into_iter().zip(files).collect())
 }
 
 /// A disk's name and file. `NAME=` counts as a name only if it can be one: `./a=b` is a file.
@@ -106,8 +163,12 @@ fn disk(index: usize, text: &OsStr) -> Result<(Name, PathBuf), Error> {
     }
 }
 
+pub(super) fn default_machine() -> Result<Machine, Error> {
+    Ok(Machine::from_toml(DEFAULT_MACHINE)?)
+}
+
 fn machine(file: Option<PathBuf>) -> Result<Machine, Error> {
-    let Some(path) = file else { return Ok(Machine::from_toml(DEFAULT_MACHINE)?) };
+    let Some(path) = file else { return default_machine() };
     let read = Error::file("read machine description", &path);
     let mut text = String::new();
     let opened = std::fs::File::open(&path).and_then(|file| {

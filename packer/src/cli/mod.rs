@@ -1,7 +1,9 @@
 //! The command line of `vmnetx-pack`, which is also `vmnetx pack`.
 
 mod build;
+mod describe_domain;
 mod diff;
+mod domain;
 mod export;
 mod info;
 mod list;
@@ -32,6 +34,7 @@ pub struct Args {
 #[derive(Debug, Subcommand)]
 enum Command {
     Build(Box<build::Args>),
+    DescribeDomain(describe_domain::Args),
     Info(info::Args),
     List(list::Args),
     Log(log::Args),
@@ -63,6 +66,7 @@ pub fn main(args: Args) -> ExitCode {
 pub fn run(args: Args) -> Result<(), Error> {
     match args.command {
         Command::Build(args) => build::run(*args),
+        Command::DescribeDomain(args) => describe_domain::run(&args),
         Command::Info(args) => info::run(&args),
         Command::List(args) => list::run(&args),
         Command::Log(args) => log::run(&args),

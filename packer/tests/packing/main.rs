@@ -4,6 +4,7 @@ mod build;
 mod command;
 mod crash;
 mod damage;
+mod domain;
 mod power_loss;
 mod properties;
 mod prune;

@@ -72,6 +72,18 @@ pub enum ValueError {
 }
 
 impl MachineType {
+    /// The board of a family in the version `major.minor` of QEMU.
+    #[must_use]
+    pub const fn new(chipset: Chipset, major: u8, minor: u8) -> Self {
+        Self { chipset, major, minor }
+    }
+
+    /// The version of QEMU that had the board's details first: major and minor number.
+    #[must_use]
+    pub const fn version(self) -> (u8, u8) {
+        (self.major, self.minor)
+    }
+
     /// The family of boards.
     #[must_use]
     pub const fn chipset(self) -> Chipset {
