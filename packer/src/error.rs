@@ -8,6 +8,7 @@ use vmnetx_format::{Digest, LinkError, ManifestError, Name, TreeError};
 use vmnetx_store::dir::DirError;
 use vmnetx_store::failure::{Class, Told};
 
+use crate::disk::DiskError;
 use crate::domain::DomainError;
 
 /// Why a command of the packer fails.
@@ -29,6 +30,17 @@ pub enum Error {
         /// What the system says.
         #[source]
         source: io::Error,
+    },
+    /// A disk in another format than raw cannot be read, or must not be.
+    #[error(transparent)]
+    Disk(#[from] DiskError),
+    /// A base version refers to something that the repository does not have any more.
+    #[error("disk {disk} of the base version: no whole pack of the repository has {digest}")]
+    Lost {
+        /// Which disk.
+        disk: Name,
+        /// The chunk or node.
+        digest: Digest,
     },
     /// Something that can hold no disk image.
     #[error("{} is neither a regular file nor a block device", path.display())]
@@ -238,6 +250,10 @@ impl Error {
     pub(crate) fn file(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
         move |source| Self::File { action, path: path.to_owned(), source }
     }
+
+    pub(crate) fn lost(disk: &Name, digest: Digest) -> Self {
+        Self::Lost { disk: disk.clone(), digest }
+    }
 }
 
 impl Damage {
@@ -255,6 +271,7 @@ impl Told for Error {
         match self {
             Self::Repository(error) => error.class(),
             Self::Read(error) => error.class(),
+            Self::Disk(error) => error.class(),
             Self::File { source, .. } => Class::of_io(source),
             Self::NoDisk { .. } | Self::DuplicateDisk(_) | Self::Machine(_) | Self::Usage(_) => Class::Usage,
             Self::DomainFile { .. } | Self::DomainDisk { .. } => Class::Usage,
@@ -264,7 +281,7 @@ impl Told for Error {
                 Class::Usage
             }
             Self::Damaged { source, .. } | Self::Object { source, .. } | Self::Version { source, .. } => source.class(),
-            Self::Findings(_) => Class::Integrity,
+            Self::Findings(_) | Self::Lost { .. } => Class::Integrity,
             Self::Listen { .. } | Self::Runtime(_) => Class::Host,
             Self::DiskChanged { .. } | Self::Signed(_) | Self::Tree(_) | Self::Compress(_) => Class::Failure,
             Self::TooManyChunks | Self::Stopped => Class::Failure,
@@ -275,8 +292,9 @@ impl Told for Error {
         Some(match self {
             Self::Repository(error) => return error.hint(),
             Self::Read(error) => return error.hint(),
+            Self::Disk(error) => return error.hint(),
             Self::DiskChanged { .. } => "shut the VM down, or publish a snapshot of its disk".into(),
-            Self::NoDisk { .. } => "give a raw image; other formats convert with `qemu-img convert -O raw`".into(),
+            Self::NoDisk { .. } => "give the file that holds the disk, or the block device".into(),
             Self::DomainFile { source: DomainError::Refused(_), .. } => {
                 "--drop PATH publishes the machine without what lies at PATH; or write the machine yourself, starting \
                  from `vmnetx-pack describe-domain`, and give it with --machine"
@@ -290,7 +308,7 @@ impl Told for Error {
             Self::VersionName { .. } => "`vmnetx-pack log` lists the versions".into(),
             Self::NoSuchPackage { .. } => "`vmnetx-pack list` shows the packages".into(),
             Self::Exists(_) => "say --force to replace it".into(),
-            Self::Damaged { .. } | Self::Object { .. } | Self::Version { .. } => {
+            Self::Damaged { .. } | Self::Object { .. } | Self::Version { .. } | Self::Lost { .. } => {
                 "`vmnetx-pack verify` finds all damage; bring it back from a mirror".into()
             }
             Self::Signed(_) => "remove the link file first if readers no longer expect a signature".into(),

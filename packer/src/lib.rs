@@ -20,8 +20,8 @@ pub mod cli;
 pub mod domain;
 pub mod limits;
 
-pub use build::{BuildOptions, BuildReport, LEVEL_DEFAULT, build};
-pub use disk::RawDisk;
+pub use build::{BaseOptions, BuildOptions, BuildReport, DiskReport, LEVEL_DEFAULT, build};
+pub use disk::{ChainFile, DiskError, DiskFile, DiskFormat, FilePart, NbdError};
 pub use error::{Damage, Error};
 pub use export::{ExportOptions, ExportReport, Output, export};
 pub use info::{DiskInfo, ListedPackage, PackageInfo, StoredInfo, VersionInfo, info, list};

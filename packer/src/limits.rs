@@ -47,3 +47,42 @@ pub const DOMAIN_NAMESPACES_MAX: usize = 64;
 
 /// Remarks on a domain XML.
 pub const DOMAIN_REMARKS_MAX: usize = 2000;
+
+/// Images that may lie below a disk image.
+pub const CHAIN_DEPTH_MAX: usize = 64;
+
+/// Files of which one vmdk image may consist.
+pub const CHAIN_FILES_MAX: usize = 1024;
+
+/// Bytes of a file's name in an image's header (QEMU's own limit).
+pub const BACKING_NAME_BYTES_MAX: u64 = 1023;
+
+/// Header extensions of a qcow2 image that are looked at.
+pub const QCOW2_EXTENSIONS_MAX: usize = 64;
+
+/// Bytes of a vmdk image's descriptor (QEMU's own limit).
+pub const VMDK_DESCRIPTOR_BYTES_MAX: usize = (1 << 20) - 1;
+
+/// Seconds in which qemu-nbd must have opened its image and answered.
+pub const NBD_NEGOTIATE_S: u64 = 60;
+
+/// Seconds in which it must answer one request; a disk that spins up or a slow file server may take long.
+pub const NBD_REPLY_S: u64 = 300;
+
+/// Bytes that are read from it with one request.
+pub const NBD_READ_BYTES: u32 = 1 << 20;
+
+/// Requests that it works on at the same time: as many as it does on one connection.
+pub const NBD_READS: usize = 16;
+
+/// Bytes for which it is asked at a time where it has data.
+pub const NBD_STATUS_BYTES: u32 = 1 << 30;
+
+/// Seconds after which a program whose work is done, or that was killed, must have ended.
+pub const PROGRAM_END_S: u64 = 10;
+
+/// Bytes that are kept of what a program says, and lines of them that are told.
+pub const PROGRAM_WORDS_BYTES: usize = 8 << 10;
+
+/// Lines of it that are told.
+pub const PROGRAM_WORDS_LINES: usize = 8;

@@ -149,6 +149,16 @@ impl Packs {
         Ok(Roots { content, layout })
     }
 
+    /// Content and layout of a pair of nodes as they are stored, verified.
+    pub(crate) fn stored_pair(&self, node: &LeafNode) -> Result<(Vec<u8>, Vec<u8>), Damage> {
+        let place = &node.place;
+        let content = self.stored(&place.content_place())?;
+        verified(&content, place.content_plain_len, &node.content)?;
+        let layout = self.stored(&place.layout_place())?;
+        verified(&layout, place.layout_plain_len, &place.layout)?;
+        Ok((content, layout))
+    }
+
     fn pair(&self, node: &LeafNode) -> Result<(Vec<u8>, Vec<u8>), Damage> {
         let place = &node.place;
         let content = self.frame(&place.content_place(), place.content_plain_len, &node.content)?;
@@ -157,12 +167,15 @@ impl Packs {
     }
 
     fn frame(&self, place: &Place, plain_len: u32, digest: &Digest) -> Result<Vec<u8>, Damage> {
+        verified(&self.stored(place)?, plain_len, digest)
+    }
+
+    fn stored(&self, place: &Place) -> Result<Vec<u8>, Damage> {
         let pack = self.pack(&place.pack)?;
         // A place comes from a damaged or foreign index perhaps: its length is bounded by its decoder.
         let mut stored = vec![0; place.stored_len as usize];
         pack.read_exact_at(&mut stored, place.offset)?;
-        let plain = decode_frame(&stored, plain_len)?;
-        if Digest::of(&plain) == *digest { Ok(plain) } else { Err(Damage::Digest(*digest)) }
+        Ok(stored)
     }
 
     fn pack(&self, digest: &Digest) -> Result<Arc<PackFile>, DirError> {
@@ -177,6 +190,12 @@ impl Packs {
         open.insert(*digest, Arc::clone(&pack));
         Ok(pack)
     }
+}
+
+/// The plain bytes of a stored frame.
+fn verified(stored: &[u8], plain_len: u32, digest: &Digest) -> Result<Vec<u8>, Damage> {
+    let plain = decode_frame(stored, plain_len)?;
+    if Digest::of(&plain) == *digest { Ok(plain) } else { Err(Damage::Digest(*digest)) }
 }
 
 fn children(node: &Roots, first: u32) -> impl Iterator<Item = LeafNode> {

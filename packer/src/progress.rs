@@ -1,5 +1,9 @@
 //! What a long piece of work says about how far it is.
 
+use vmnetx_format::Name;
+
+use crate::disk::ChainFile;
+
 /// Takes note of how far a piece of work is. Only the command line shows it.
 pub trait Progress: Sync {
     /// The work has so many bytes.
@@ -10,6 +14,9 @@ pub trait Progress: Sync {
 
     /// Something that the user should know, though it stops nothing.
     fn warn(&self, text: &str);
+
+    /// A disk is about to be read from these files, which its image named. Whoever publishes should see them in any case.
+    fn reads(&self, disk: &Name, files: &[ChainFile]);
 }
 
 /// Shows nothing.
@@ -22,4 +29,6 @@ impl Progress for Silent {
     fn advance(&self, _bytes: u64) {}
 
     fn warn(&self, _text: &str) {}
+
+    fn reads(&self, _disk: &Name, _files: &[ChainFile]) {}
 }

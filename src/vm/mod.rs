@@ -27,7 +27,7 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use vmnetx_format::machine::{Firmware, Machine};
-use vmnetx_format::{Digest, Name};
+use vmnetx_format::{Binding, Digest, Name};
 
 mod accel;
 mod command;
@@ -53,7 +53,6 @@ pub use serial::SerialPort;
 use accel::Accelerator;
 use command::{DiskFacts, Facts};
 use limits::{QUIT_DEADLINE, QUIT_DEADLINE_SCRATCH, SERIAL_DRAIN_DEADLINE, START_DEADLINE, TERM_DEADLINE};
-use overlay::Binding;
 use process::Process;
 use qmp::Qmp;
 

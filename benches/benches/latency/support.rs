@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use tempfile::TempDir;
 use vmnetx_format::machine::Machine;
-use vmnetx_pack::{BuildOptions, LEVEL_DEFAULT, Silent, build};
+use vmnetx_pack::{BuildOptions, DiskFile, LEVEL_DEFAULT, Silent, build};
 use vmnetx_store::dir::Wait;
 use vmnetx_store::{Image, Location, Options, Package, Store};
 
@@ -46,7 +46,9 @@ impl Published {
         BuildOptions {
             repository: self.path(repository),
             name: "bench".parse().expect("a name"),
-            disks: vec![("disk0".parse().expect("a name"), self.disk())],
+            disks: vec![DiskFile::raw("disk0".parse().expect("a name"), self.disk())],
+            allow_backing: false,
+            base: None,
             machine: Machine::from_toml(include_str!("../../../qemu-configs/default.toml"))
                 .expect("the default machine"),
             title: None,

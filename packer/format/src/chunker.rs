@@ -59,6 +59,43 @@ impl Run {
     }
 }
 
+/// Cuts data block by block; where it stands between two chunks, what comes next does not depend on what was before.
+#[derive(Debug, Clone)]
+pub struct Cutter {
+    chunker: Chunker,
+    next: u32,
+    open: Option<Run>,
+}
+
+impl Cutter {
+    /// Takes the next block; gives the chunk that ends with it, or before it.
+    #[inline]
+    pub fn push(&mut self, block: &[u8]) -> Option<Run> {
+        let first_block = self.next;
+        self.next += 1;
+        if is_zero(block) {
+            return self.open.take();
+        }
+        let run = self.open.get_or_insert(Run { first_block, blocks: 0 });
+        run.blocks += 1;
+        let ends = run.blocks >= self.chunker.max_blocks
+            || (run.blocks >= self.chunker.min_blocks && self.chunker.is_cut(block));
+        if ends { self.open.take() } else { None }
+    }
+
+    /// Whether it stands between two chunks.
+    #[must_use]
+    pub const fn is_between(&self) -> bool {
+        self.open.is_none()
+    }
+
+    /// Says that there are no more blocks; gives the last chunk.
+    #[must_use]
+    pub const fn finish(self) -> Option<Run> {
+        self.open
+    }
+}
+
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Fields {
@@ -102,21 +139,16 @@ impl Chunker {
     #[must_use]
     pub fn cut(&self, data: &[u8]) -> Vec<Run> {
         debug_assert_eq!(data.len() % BLOCK_BYTES, 0);
-        let mut runs = Vec::new();
-        let mut open: Option<Run> = None;
-        for (index, block) in data.chunks_exact(BLOCK_BYTES).enumerate() {
-            if is_zero(block) {
-                runs.extend(open.take());
-                continue;
-            }
-            let run = open.get_or_insert(Run { first_block: index as u32, blocks: 0 });
-            run.blocks += 1;
-            if run.blocks >= self.max_blocks || (run.blocks >= self.min_blocks && self.is_cut(block)) {
-                runs.extend(open.take());
-            }
-        }
-        runs.extend(open);
+        let mut cutter = self.cutter();
+        let mut runs: Vec<Run> = data.chunks_exact(BLOCK_BYTES).filter_map(|block| cutter.push(block)).collect();
+        runs.extend(cutter.finish());
         runs
+    }
+
+    /// Cuts data that comes block by block.
+    #[must_use]
+    pub const fn cutter(&self) -> Cutter {
+        Cutter { chunker: *self, next: 0, open: None }
     }
 
     fn is_cut(&self, block: &[u8]) -> bool {

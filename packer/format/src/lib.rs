@@ -4,6 +4,7 @@
 //! thread; it turns bytes into checked values and back. Bytes are taken for hostile: no decoder panics, none allocates
 //! before it has compared a size with its limit in [`limits`].
 
+mod binding;
 mod chunker;
 mod digest;
 mod frame;
@@ -18,7 +19,8 @@ mod wire;
 pub mod limits;
 pub mod machine;
 
-pub use chunker::{Chunker, ChunkerError, Run};
+pub use binding::{Binding, NoBinding};
+pub use chunker::{Chunker, ChunkerError, Cutter, Run};
 pub use digest::{Digest, DigestError, Hasher};
 pub use frame::{Compressor, FrameError, decode_frame};
 pub use link::{Envelope, Hex, Link, LinkError, Signature, Version};

@@ -9,6 +9,7 @@ use vmnetx_format::{Compressor, ContentInner, Digest, Geometry, Kind, LayoutInne
 use super::pack_writer::{PackTable, PackWriter};
 use crate::Error;
 use crate::catalogue::{Known, Stored};
+use crate::local::LeafNode;
 
 /// A pair of nodes as it is stored.
 pub(super) struct Pair {
@@ -50,6 +51,14 @@ impl Pair {
         Ok(Self { number, content: frame(content)?, layout: frame(layout)? })
     }
 
+    /// A pair that is stored already, as it is stored.
+    pub(super) fn stored(node: &LeafNode, (content, layout): (Vec<u8>, Vec<u8>)) -> Self {
+        let LeafNode { leaf, content: digest, place } = node;
+        let content = Frame { digest: *digest, plain_len: place.content_plain_len, stored: content };
+        let layout = Frame { digest: place.layout, plain_len: place.layout_plain_len, stored: layout };
+        Self { number: *leaf, content, layout }
+    }
+
     fn stored_bytes(&self) -> u64 {
         (self.content.stored.len() + self.layout.stored.len()) as u64
     }
@@ -77,6 +86,16 @@ impl Level {
             }
         }
         Ok(())
+    }
+
+    /// Whether its nodes no longer lie in one piece.
+    pub(super) const fn is_large(&self) -> bool {
+        self.is_large
+    }
+
+    /// Takes the next node, which a large level leaves where it is stored.
+    pub(super) fn keep(&mut self, node: LeafNode) {
+        self.placed.push((node.leaf, node.content, Placed::Known(node.place)));
     }
 
     /// Says that there are no more nodes: a small level is now written in one piece, so that a reader fetches it with one

@@ -1,6 +1,7 @@
 //! Publishes a version of a package: reads its disks, writes what the repository lacks and replaces the link last.
 
 mod index;
+mod inputs;
 mod pack_writer;
 mod pipeline;
 mod publish;
@@ -12,12 +13,14 @@ use serde::Serialize;
 use url::Url;
 use vmnetx_format::limits::DISKS_MAX;
 use vmnetx_format::machine::Machine;
-use vmnetx_format::{Chunker, Digest, Disk, Manifest, Name, Title};
-use vmnetx_store::dir::{RepositoryDir, Wait};
+use vmnetx_format::{Chunker, Digest, Disk, Envelope, Manifest, Name, Title};
+use vmnetx_store::dir::{Publisher, RepositoryDir, Wait};
 
-use self::pipeline::{Counts, Job};
+use self::inputs::Inputs;
+pub use self::inputs::{BaseOptions, DiskReport};
+use self::pipeline::{Counts, Input, Job};
 use crate::catalogue::Known;
-use crate::disk::RawDisk;
+use crate::disk::DiskFile;
 use crate::{Error, Progress};
 
 /// zstd level of chunks unless the publisher says otherwise; `docs/decisions/` has the measurement.
@@ -30,8 +33,12 @@ pub struct BuildOptions {
     pub repository: PathBuf,
     /// The package's name.
     pub name: Name,
-    /// Each disk's name, and the regular file or block device that holds it raw.
-    pub disks: Vec<(Name, PathBuf)>,
+    /// The disks in their order. With a base, those of its disks that are not among them are taken over.
+    pub disks: Vec<DiskFile>,
+    /// Whether an image may consist of files outside of its own folder.
+    pub allow_backing: bool,
+    /// The version that qcow2 disks are overlays over; nothing if all disks are whole.
+    pub base: Option<BaseOptions>,
     /// The virtual hardware.
     pub machine: Machine,
     /// The title; nothing to keep the one that the link has.
@@ -63,8 +70,12 @@ pub struct BuildReport {
     pub layout: Digest,
     /// The link's serial number.
     pub serial: u64,
+    /// What each disk was read from.
+    pub disks: Vec<DiskReport>,
     /// Bytes of all disks.
     pub disk_bytes: u64,
+    /// Bytes of the disks that were taken over from the base without a look at them. They are not counted further.
+    pub kept_bytes: u64,
     /// Bytes of the disks that are not zero, in whole blocks.
     pub data_bytes: u64,
     /// Bytes of the disks that are zero.
@@ -86,48 +97,72 @@ pub struct BuildReport {
 /// were published before stay as they are.
 pub fn build(options: &BuildOptions, progress: &dyn Progress) -> Result<BuildReport, Error> {
     // What is wrong with the command line is said before any work is done.
-    check_names(options)?;
-    let disks: Vec<RawDisk> = options.disks.iter().map(|(_, file)| RawDisk::open(file)).collect::<Result<_, _>>()?;
-    let publisher = RepositoryDir::create(&options.repository)?.lock(options.wait)?;
+    check_names(options, &options.disks.iter().map(|disk| disk.name.clone()).collect::<Vec<_>>())?;
+    // Without a base the disks are opened first: a wrong name of a file makes no repository.
+    let whole = if options.base.is_none() { Some(Inputs::whole(options, progress)?) } else { None };
+    let publisher = match whole {
+        Some(_) => RepositoryDir::create(&options.repository)?,
+        None => RepositoryDir::open(&options.repository)?,
+    };
+    let publisher = publisher.lock(options.wait)?;
     let repository = publisher.repository();
     let before = repository.link(&options.name)?;
     if before.as_ref().is_some_and(|envelope| envelope.signature.is_some()) {
         return Err(Error::Signed(options.name.clone()));
     }
-    let previous = before.as_ref().and_then(|envelope| repository.manifest(&envelope.link.current).ok());
-    let known = Known::read(repository, progress)?;
-    let disks: Vec<_> = disks
-        .into_iter()
-        .zip(&options.disks)
-        .map(|(disk, (name, _))| (disk, chunker(options, name, previous.as_ref())))
-        .collect();
-    let mut total = 0;
-    for (disk, _) in &disks {
-        total += disk.data_bytes()?;
-    }
-    progress.total(total);
-    let job = Job { publisher: &publisher, disks: &disks, level: options.level, progress };
-    let built = pipeline::run(&job, known)?;
-    let manifest_disks =
-        options.disks.iter().zip(&disks).zip(&built.images).map(|(((name, _), (disk, chunker)), roots)| Disk {
-            name: name.clone(),
-            size_bytes: disk.geometry().size_bytes(),
-            content: Digest::of(&roots.content.encode()),
-            chunker: *chunker,
-        });
-    let manifest = Manifest::new(options.machine.clone(), manifest_disks.collect(), None)?;
-    publish::publish(&publisher, options, before, &manifest, built.images, built.counts)
+    let inputs = match (whole, &options.base) {
+        (None, Some(base)) => Inputs::over(options, base, repository, before.as_ref(), progress)?,
+        (whole, _) => whole.ok_or(Error::Stopped)?,
+    };
+    publish_inputs(options, inputs, &publisher, before, progress)
 }
 
-fn check_names(options: &BuildOptions) -> Result<(), Error> {
-    let names: Vec<Name> = options.disks.iter().map(|(name, _)| name.clone()).collect();
+fn publish_inputs(
+    options: &BuildOptions,
+    inputs: Inputs,
+    publisher: &Publisher,
+    before: Option<Envelope>,
+    progress: &dyn Progress,
+) -> Result<BuildReport, Error> {
+    let repository = publisher.repository();
+    let previous = before.as_ref().and_then(|envelope| repository.manifest(&envelope.link.current).ok());
+    let known = Known::read(repository, progress)?;
+    let Inputs { disks, reports } = inputs;
+    let input = |disk: inputs::Opened| {
+        let chunker = disk.chunker.unwrap_or_else(|| chunker(options, &disk.name, previous.as_ref()));
+        Input { name: disk.name, source: disk.source, chunker }
+    };
+    let disks: Vec<Input> = disks.into_iter().map(input).collect();
+    let mut total = 0;
+    for disk in &disks {
+        for leaf in disk.source.leaves() {
+            total += leaf?.bytes() as u64;
+        }
+    }
+    progress.total(total);
+    let job = Job { publisher, disks: &disks, level: options.level, progress };
+    let built = pipeline::run(&job, known)?;
+    let manifest_disks = disks.iter().zip(&built.images).map(|(disk, roots)| Disk {
+        name: disk.name.clone(),
+        size_bytes: disk.source.geometry().size_bytes(),
+        content: Digest::of(&roots.content.encode()),
+        chunker: disk.chunker,
+    });
+    let manifest = Manifest::new(options.machine.clone(), manifest_disks.collect(), None)?;
+    let report = publish::publish(publisher, options, before, &manifest, built.images, built.counts)?;
+    Ok(BuildReport { disks: reports, ..report })
+}
+
+/// Checks the names of the disks in their order, and whether the machine has just these.
+fn check_names(options: &BuildOptions, names: &[Name]) -> Result<(), Error> {
     if names.is_empty() || names.len() > DISKS_MAX {
         return Err(Error::Usage(format!("a package has 1 to {DISKS_MAX} disks, and {} were given", names.len())));
     }
     if let Some((_, name)) = names.iter().enumerate().find(|(index, name)| names[..*index].contains(name)) {
         return Err(Error::DuplicateDisk(name.clone()));
     }
-    Ok(options.machine.validate(&names)?)
+    // With a base there are perhaps more disks than were given.
+    if options.base.is_some() { Ok(()) } else { Ok(options.machine.validate(names)?) }
 }
 
 fn chunker(options: &BuildOptions, name: &Name, previous: Option<&Manifest>) -> Chunker {

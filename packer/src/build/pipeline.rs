@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! reader thread    reads the data of one leaf's span after the other into a free buffer
-//!   rayon          cuts the span into chunks and hashes them
+//!   rayon          cuts the span into chunks and hashes them; of changes to a published leaf only what is around them
 //! caller's thread  in the order of the spans: decides which chunks are new
 //!   rayon          compresses the new ones
 //! writer thread    in the order of the spans: appends frames to packs, makes the index; gives the buffer back
@@ -19,24 +19,31 @@ use std::sync::mpsc::{Receiver, Sender, channel, sync_channel};
 use std::sync::{Mutex, PoisonError};
 
 use rayon::prelude::*;
-use vmnetx_format::{BLOCK_BYTES, Chunker, Compressor, Digest, Roots};
+use vmnetx_format::{BLOCK_BYTES, Chunker, Compressor, Digest, Name, Roots};
 use vmnetx_store::dir::Publisher;
 
 use super::pack_writer::seal_all;
 use super::writer::{ChunkRef, NewChunks, Writer};
 use crate::catalogue::{Known, id};
-use crate::disk::{LeafExtents, RawDisk};
+use crate::disk::{Cut, Leaf, LeafExtents, Source};
 use crate::limits::{SEALS_WAITING, SPANS_IN_FLIGHT};
+use crate::local::LEAF_BYTES;
 use crate::{Error, Progress};
 
 /// What the pipeline needs to know.
 pub(super) struct Job<'a> {
     pub(super) publisher: &'a Publisher,
-    /// Each disk with its chunker.
-    pub(super) disks: &'a [(RawDisk, Chunker)],
+    pub(super) disks: &'a [Input],
     /// zstd level.
     pub(super) level: i32,
     pub(super) progress: &'a dyn Progress,
+}
+
+/// A disk that is read.
+pub(super) struct Input {
+    pub(super) name: Name,
+    pub(super) source: Box<dyn Source>,
+    pub(super) chunker: Chunker,
 }
 
 /// What the pipeline made.
@@ -49,10 +56,12 @@ pub(super) struct Built {
 /// What was read and written.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct Counts {
-    /// Chunks of the disks.
+    /// Chunks of the disks, but for the leaves that are kept.
     pub(super) chunks: u64,
     /// Bytes of those chunks.
     pub(super) data_bytes: u64,
+    /// Bytes of the spans of leaves that are kept.
+    pub(super) kept_bytes: u64,
     /// Chunks that the repository lacked.
     pub(super) new_chunks: u64,
     /// Bytes of those chunks.
@@ -65,21 +74,13 @@ pub(super) struct Counts {
 struct Span {
     serial: u64,
     disk: usize,
-    extents: LeafExtents,
+    leaf: Leaf,
     buffer: Vec<u8>,
-}
-
-/// A chunk of a span, with its place in the span's buffer.
-struct Cut {
-    first_block: u32,
-    blocks: u32,
-    bytes: Range<usize>,
-    digest: Digest,
 }
 
 enum Event {
     Read(Span),
-    Hashed(Span, Vec<Cut>),
+    Hashed(Span, Result<Vec<Cut>, Error>),
     /// The reader has ended after so many spans.
     End(u64),
 }
@@ -167,25 +168,25 @@ pub(super) fn run(job: &Job<'_>, mut known: Known) -> Result<Built, Error> {
     })
 }
 
-fn read_all(disks: &[(RawDisk, Chunker)], events: &Sender<Event>, free: &Receiver<Vec<u8>>) -> Result<(), Error> {
+fn read_all(disks: &[Input], events: &Sender<Event>, free: &Receiver<Vec<u8>>) -> Result<(), Error> {
     let mut serial = 0;
     let mut read = || {
-        for (disk, (image, _)) in disks.iter().enumerate() {
-            for extents in image.leaves() {
-                let extents = extents?;
+        for (disk, Input { source, .. }) in disks.iter().enumerate() {
+            for leaf in source.leaves() {
+                let leaf = leaf?;
                 // Without a free buffer for ever, the writer has failed and tells why.
                 let Ok(mut buffer) = free.recv() else { return Ok(()) };
-                let length = extents.bytes();
+                let length = leaf.bytes();
                 if buffer.len() < length {
                     buffer.resize(length, 0);
                 }
-                image.read(&extents, &mut buffer)?;
-                if events.send(Event::Read(Span { serial, disk, extents, buffer })).is_err() {
+                source.read(&leaf, &mut buffer)?;
+                if events.send(Event::Read(Span { serial, disk, leaf, buffer })).is_err() {
                     return Ok(());
                 }
                 serial += 1;
             }
-            image.check_unchanged()?;
+            source.check_unchanged()?;
         }
         Ok(())
     };
@@ -215,11 +216,11 @@ impl Decider {
         while end != Some(decided) {
             match incoming.recv().map_err(|_| Error::Stopped)? {
                 Event::End(count) => end = Some(count),
-                Event::Read(span) => {
+                Event::Read(mut span) => {
                     let events = events.clone();
                     tasks.spawn(move |_| {
-                        let chunker = job.disks[span.disk].1;
-                        let cuts = cut(&span, chunker);
+                        let chunker = job.disks[span.disk].chunker;
+                        let cuts = cut(&mut span, chunker);
                         let _ = events.send(Event::Hashed(span, cuts));
                     });
                 }
@@ -227,7 +228,12 @@ impl Decider {
             }
             while let Some((span, cuts)) = spans.pop() {
                 decided += 1;
-                let (refs, new) = self.decide(&cuts)?;
+                let disk = &job.disks[span.disk];
+                let (refs, new) = self.decide(disk, &cuts?)?;
+                if let Leaf::Kept(node) = &span.leaf {
+                    let left = disk.source.geometry().size_bytes() - u64::from(node.leaf) * LEAF_BYTES;
+                    self.counts.kept_bytes += left.min(LEAF_BYTES);
+                }
                 let ready = ready.clone();
                 tasks.spawn(move |_| {
                     // A writer that is gone has failed and tells why.
@@ -239,19 +245,23 @@ impl Decider {
     }
 
     /// Which chunk of the repository or of this build each cut is, and the bytes of those that are new.
-    fn decide(&mut self, cuts: &[Cut]) -> Result<(Vec<ChunkRef>, Vec<Range<usize>>), Error> {
+    fn decide(&mut self, disk: &Input, cuts: &[Cut]) -> Result<(Vec<ChunkRef>, Vec<Range<usize>>), Error> {
         let mut new = Vec::new();
         let mut refs = Vec::with_capacity(cuts.len());
         for cut in cuts {
             let next = id(self.chunks.len())?;
-            let chunk = *self.chunks.entry(cut.digest).or_insert(next);
-            let is_new = chunk == next;
+            let chunk = match &cut.bytes {
+                Some(_) => *self.chunks.entry(cut.digest).or_insert(next),
+                None => *self.chunks.get(&cut.digest).ok_or_else(|| Error::lost(&disk.name, cut.digest))?,
+            };
+            let plain_bytes = u64::from(cut.blocks) * BLOCK_BYTES as u64;
             self.counts.chunks += 1;
-            self.counts.data_bytes += cut.bytes.len() as u64;
-            if is_new {
+            self.counts.data_bytes += plain_bytes;
+            let is_new = chunk == next;
+            if let Some(bytes) = cut.bytes.clone().filter(|_| is_new) {
                 self.counts.new_chunks += 1;
-                self.counts.new_bytes += cut.bytes.len() as u64;
-                new.push(cut.bytes.clone());
+                self.counts.new_bytes += plain_bytes;
+                new.push(bytes);
             }
             let &Cut { first_block, blocks, digest, .. } = cut;
             refs.push(ChunkRef { first_block, blocks, digest, chunk, is_new });
@@ -260,18 +270,27 @@ impl Decider {
     }
 }
 
-/// Cuts a span into chunks and hashes them. Runs of data are apart by a hole at least, so none continues in the next.
-fn cut(span: &Span, chunker: Chunker) -> Vec<Cut> {
+/// Cuts a span into chunks and hashes them.
+fn cut(span: &mut Span, chunker: Chunker) -> Result<Vec<Cut>, Error> {
+    match &span.leaf {
+        Leaf::Data(extents) => Ok(cut_data(extents, &span.buffer, chunker)),
+        Leaf::Patch(patch) => patch.cut(&mut span.buffer, chunker),
+        Leaf::Kept(_) => Ok(Vec::new()),
+    }
+}
+
+/// Cuts a leaf that was read whole. Runs of data are apart by a hole at least, so none continues in the next.
+fn cut_data(extents: &LeafExtents, buffer: &[u8], chunker: Chunker) -> Vec<Cut> {
     let mut cuts = Vec::new();
     let mut start = 0;
-    for &(run_block, run_blocks) in &span.extents.runs {
+    for &(run_block, run_blocks) in &extents.runs {
         let length = run_blocks as usize * BLOCK_BYTES;
-        let data = &span.buffer[start..start + length];
+        let data = &buffer[start..start + length];
         for run in chunker.cut(data) {
             let at = start + run.first_block as usize * BLOCK_BYTES;
             let bytes = at..at + run.blocks as usize * BLOCK_BYTES;
-            let digest = Digest::of(&span.buffer[bytes.clone()]);
-            cuts.push(Cut { first_block: run_block + run.first_block, blocks: run.blocks, bytes, digest });
+            let digest = Digest::of(&buffer[bytes.clone()]);
+            cuts.push(Cut { first_block: run_block + run.first_block, blocks: run.blocks, bytes: Some(bytes), digest });
         }
         start += length;
     }
@@ -286,7 +305,9 @@ fn compress(
 ) -> Result<NewChunks, Error> {
     let encode = |bytes: &Range<usize>| compressors.encode(&span.buffer[bytes.clone()]);
     let frames = new.par_iter().map(encode).collect::<Result<Vec<_>, Error>>()?;
-    let read_bytes = span.extents.bytes() as u64;
-    let Span { serial, disk, extents, buffer } = span;
-    Ok(NewChunks { serial, disk, leaf: extents.leaf, refs, frames, buffer, read_bytes })
+    let read_bytes = span.leaf.bytes() as u64;
+    let Span { serial, disk, leaf, buffer } = span;
+    let number = leaf.number();
+    let kept = if let Leaf::Kept(node) = leaf { Some(node) } else { None };
+    Ok(NewChunks { serial, disk, leaf: number, refs, kept, frames, buffer, read_bytes })
 }

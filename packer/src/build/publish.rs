@@ -50,10 +50,12 @@ pub(super) fn publish(
         version: new.current.manifest,
         layout: new.current.layout,
         serial: new.serial,
+        disks: Vec::new(),
         disk_bytes,
+        kept_bytes: counts.kept_bytes,
         data_bytes: counts.data_bytes,
         // The last block of a disk may be partial, and counts as whole.
-        zero_bytes: disk_bytes.saturating_sub(counts.data_bytes),
+        zero_bytes: disk_bytes.saturating_sub(counts.kept_bytes).saturating_sub(counts.data_bytes),
         chunks: counts.chunks,
         new_chunks: counts.new_chunks,
         new_bytes: counts.new_bytes,

@@ -3,15 +3,15 @@
 use std::collections::VecDeque;
 use std::sync::mpsc::{Receiver, Sender, SyncSender};
 
-use vmnetx_format::{BLOCK_BYTES, Chunker, Compressor, ContentLeaf, Digest, Geometry, Kind, LayoutLeaf, Place, Roots};
+use vmnetx_format::{BLOCK_BYTES, Compressor, ContentLeaf, Digest, Geometry, Kind, LayoutLeaf, Name, Place, Roots};
 use vmnetx_store::dir::Publisher;
 
 use super::index::{Level, Pair, inner_level, roots};
 use super::pack_writer::{PackTable, PackWriter, Sealed};
-use super::pipeline::InOrder;
+use super::pipeline::{InOrder, Input};
 use crate::catalogue::{Known, Stored};
-use crate::disk::RawDisk;
 use crate::limits::LEAVES_WAITING;
+use crate::local::{LEAF_BYTES, LeafNode, Packs};
 use crate::{Error, Progress};
 
 /// zstd level of index nodes: they are mostly digests, which nothing makes smaller.
@@ -34,6 +34,8 @@ pub(super) struct NewChunks {
     pub(super) disk: usize,
     pub(super) leaf: u32,
     pub(super) refs: Vec<ChunkRef>,
+    /// The published leaf that takes the place of `refs`.
+    pub(super) kept: Option<LeafNode>,
     /// The stored form of each new chunk, in the order of `refs`.
     pub(super) frames: Vec<Vec<u8>>,
     /// The buffer to be given back.
@@ -49,12 +51,27 @@ pub(super) struct Writer<'a> {
     leaves: PackWriter<'a>,
     inner: PackWriter<'a>,
     compressor: Compressor,
-    images: Vec<(Geometry, Level)>,
+    images: Vec<WrittenImage>,
+    /// Where kept leaves are read.
+    packs: Packs,
     waiting: VecDeque<WaitingLeaf>,
 }
 
+struct WrittenImage {
+    name: Name,
+    geometry: Geometry,
+    leaves: Level,
+}
+
+/// A leaf that waits for its turn.
+enum WaitingLeaf {
+    New(NewLeaf),
+    /// A published leaf of the disk of this number.
+    Kept(usize, LeafNode),
+}
+
 /// A leaf whose chunks have their places, but perhaps in a pack that has no digest yet.
-struct WaitingLeaf {
+struct NewLeaf {
     disk: usize,
     leaf: u32,
     content: Vec<u8>,
@@ -67,8 +84,13 @@ impl<'a> Writer<'a> {
         publisher: &'a Publisher,
         sealer: SyncSender<Sealed<'a>>,
         known: Known,
-        disks: &[(RawDisk, Chunker)],
+        disks: &[Input],
     ) -> Result<Self, Error> {
+        let image = |disk: &Input| WrittenImage {
+            name: disk.name.clone(),
+            geometry: disk.source.geometry(),
+            leaves: Level::default(),
+        };
         Ok(Self {
             table: PackTable::new(&known.packs),
             known,
@@ -76,7 +98,8 @@ impl<'a> Writer<'a> {
             leaves: PackWriter::new(publisher, sealer.clone()),
             inner: PackWriter::new(publisher, sealer),
             compressor: Compressor::new(INDEX_LEVEL).map_err(Error::Compress)?,
-            images: disks.iter().map(|(disk, _)| (disk.geometry(), Level::default())).collect(),
+            images: disks.iter().map(image).collect(),
+            packs: Packs::new(publisher.repository().clone()),
             waiting: VecDeque::new(),
         })
     }
@@ -94,8 +117,12 @@ impl<'a> Writer<'a> {
             in_order.push(span.serial, span);
             while let Some(mut span) = in_order.pop() {
                 let buffer = std::mem::take(&mut span.buffer);
-                self.write(&span)?;
-                progress.advance(span.read_bytes);
+                let read_bytes = span.read_bytes;
+                match span.kept.take() {
+                    Some(node) => self.keep(span.disk, node)?,
+                    None => self.write(&span)?,
+                }
+                progress.advance(read_bytes);
                 // The reader no longer takes buffers when it has read everything.
                 let _ = give_back.send(buffer);
             }
@@ -121,8 +148,18 @@ impl<'a> Writer<'a> {
         // A span of nothing but zeros is absent from the index.
         if !chunks.is_empty() {
             let content = content.encode();
-            self.waiting.push_back(WaitingLeaf { disk: span.disk, leaf: span.leaf, content, chunks, last_pack });
+            let leaf = NewLeaf { disk: span.disk, leaf: span.leaf, content, chunks, last_pack };
+            self.waiting.push_back(WaitingLeaf::New(leaf));
         }
+        self.write_leaves_soon()
+    }
+
+    fn keep(&mut self, disk: usize, node: LeafNode) -> Result<(), Error> {
+        self.waiting.push_back(WaitingLeaf::Kept(disk, node));
+        self.write_leaves_soon()
+    }
+
+    fn write_leaves_soon(&mut self) -> Result<(), Error> {
         if self.waiting.len() > LEAVES_WAITING {
             self.chunks.finish(&mut self.table)?;
         }
@@ -141,25 +178,59 @@ impl<'a> Writer<'a> {
 
     /// Writes the leaves at the head of the queue whose packs are all finished.
     fn write_leaves(&mut self) -> Result<(), Error> {
-        while self.waiting.front().is_some_and(|leaf| self.table.digest(leaf.last_pack).is_some()) {
-            let Some(leaf) = self.waiting.pop_front() else { break };
-            let place = |&chunk: &u32| {
-                let Stored { pack, offset, stored_len } = self.place(chunk)?;
-                let pack = self.table.digest(pack).ok_or(Error::Stopped)?;
-                Ok::<_, Error>(Place { pack, offset: offset.into(), stored_len })
-            };
-            let layout = LayoutLeaf::new(leaf.chunks.iter().map(place).collect::<Result<_, _>>()?);
-            let pair = Pair::new(&mut self.compressor, leaf.leaf, &leaf.content, &layout.encode())?;
-            self.end_images_before(leaf.disk)?;
-            self.images[leaf.disk].1.push(pair, &self.known, &mut self.table, &mut self.leaves)?;
+        let is_ready = |leaf: &WaitingLeaf, table: &PackTable| match leaf {
+            WaitingLeaf::New(leaf) => table.digest(leaf.last_pack).is_some(),
+            WaitingLeaf::Kept(..) => true,
+        };
+        while let Some(leaf) = self.waiting.pop_front_if(|leaf| is_ready(leaf, &self.table)) {
+            match leaf {
+                WaitingLeaf::New(leaf) => self.write_leaf(&leaf)?,
+                WaitingLeaf::Kept(disk, node) => self.write_kept(disk, node)?,
+            }
         }
         Ok(())
     }
 
+    fn write_leaf(&mut self, leaf: &NewLeaf) -> Result<(), Error> {
+        let place = |&chunk: &u32| {
+            let Stored { pack, offset, stored_len } = self.place(chunk)?;
+            let pack = self.table.digest(pack).ok_or(Error::Stopped)?;
+            Ok::<_, Error>(Place { pack, offset: offset.into(), stored_len })
+        };
+        let layout = LayoutLeaf::new(leaf.chunks.iter().map(place).collect::<Result<_, _>>()?);
+        let pair = Pair::new(&mut self.compressor, leaf.leaf, &leaf.content, &layout.encode())?;
+        self.push(leaf.disk, pair)
+    }
+
+    /// Takes a published leaf over. As long as the index is small its leaves are read, so that it lies in one piece again.
+    fn write_kept(&mut self, disk: usize, mut node: LeafNode) -> Result<(), Error> {
+        let image = &mut self.images[disk];
+        let places = self.known.nodes.get(&(node.content, node.place.layout)).map_or(&[][..], Vec::as_slice);
+        if !places.contains(&node.place) {
+            node.place = places.first().ok_or_else(|| Error::lost(&image.name, node.content))?.clone();
+        }
+        if image.leaves.is_large() {
+            image.leaves.keep(node);
+            return Ok(());
+        }
+        let pair = self.packs.stored_pair(&node).map_err(|source| Error::Damaged {
+            disk: image.name.to_string(),
+            start: u64::from(node.leaf) * LEAF_BYTES,
+            end: u64::from(node.leaf) * LEAF_BYTES + LEAF_BYTES,
+            source: Box::new(source),
+        })?;
+        self.push(disk, Pair::stored(&node, pair))
+    }
+
+    fn push(&mut self, disk: usize, pair: Pair) -> Result<(), Error> {
+        self.end_images_before(disk)?;
+        self.images[disk].leaves.push(pair, &self.known, &mut self.table, &mut self.leaves)
+    }
+
     /// Leaves of a disk follow those of all disks before it, so these are complete.
     fn end_images_before(&mut self, disk: usize) -> Result<(), Error> {
-        for (_, level) in &mut self.images[..disk] {
-            level.end(&self.known, &mut self.table, &mut self.leaves)?;
+        for image in &mut self.images[..disk] {
+            image.leaves.end(&self.known, &mut self.table, &mut self.leaves)?;
         }
         Ok(())
     }
@@ -170,7 +241,7 @@ impl<'a> Writer<'a> {
         self.end_images_before(self.images.len())?;
         self.leaves.finish(&mut self.table)?;
         let mut tops = Vec::with_capacity(self.images.len());
-        for (geometry, leaves) in std::mem::take(&mut self.images) {
+        for WrittenImage { geometry, leaves, .. } in std::mem::take(&mut self.images) {
             let top = if geometry.has_inner() {
                 inner_level(&leaves, &mut self.compressor, &self.known, &mut self.table, &mut self.inner)?
             } else {

@@ -15,7 +15,7 @@ use super::domain;
 use super::output::{put, put_json, shown_bytes};
 use super::progress::Shown;
 use crate::domain::{Description, DiskFiles, DropPath};
-use crate::{BuildOptions, BuildReport, Error, LEVEL_DEFAULT, build};
+use crate::{BaseOptions, BuildOptions, BuildReport, DiskFile, DiskFormat, Error, LEVEL_DEFAULT, VersionName, build};
 
 /// The machine of a package whose publisher names none.
 const DEFAULT_MACHINE: &str = include_str!("../../../qemu-configs/default.toml");
@@ -33,9 +33,20 @@ pub(super) struct Args {
     /// With --domain they take the places of the domain's disks, in the order in which these boot.
     #[arg(long, value_name = "[NAME=]FILE", required_unless_present = "domain", num_args = 1..)]
     disk: Vec<OsString>,
-    /// The format of the disks.
-    #[arg(long, value_name = "FORMAT", default_value = "raw", value_parser = ["raw"])]
-    format: String,
+    /// The format of the --disk files: one for all, or one for each in their order (`--format raw,qcow2`). Without it they are
+    /// raw: it is never guessed.
+    #[arg(long, value_name = "FORMAT", requires = "disk", value_delimiter = ',')]
+    format: Vec<DiskFormat>,
+    /// Read an image's backing files and other parts also where they lie outside of the image's folder.
+    #[arg(long)]
+    allow_backing: bool,
+    /// Start from this version of NAME, `current` or as `log` shows it: qcow2 disks are overlays over its disks of the same names,
+    /// of which only the changes are read; other formats are whole disks; disks that are not given are taken over.
+    #[arg(long, value_name = "VERSION", conflicts_with = "chunk_size")]
+    base: Option<VersionName>,
+    /// Take qcow2 disks for overlays over --base also if they do not say so, as those of `vmnetx run --persist` do.
+    #[arg(long, requires = "base")]
+    trust_base: bool,
     /// The virtual hardware, in TOML. Without it: a plain PC with one CPU and 1 GiB.
     #[arg(long, value_name = "FILE", conflicts_with = "domain")]
     machine: Option<PathBuf>,
@@ -86,7 +97,7 @@ pub(super) fn run(args: Args) -> Result<(), Error> {
     let quiet = args.json || args.quiet;
     let (options, domain) = options(args)?;
     if let Some(domain) = domain.as_ref().filter(|_| !json) {
-        let names: Vec<_> = options.disks.iter().map(|(name, _)| name.clone()).collect();
+        let names: Vec<_> = options.disks.iter().map(|disk| disk.name.clone()).collect();
         domain::tell(domain, &names);
     }
     let progress = Shown::new("read", quiet);
@@ -103,12 +114,14 @@ pub(super) fn run(args: Args) -> Result<(), Error> {
 /// What is to be published, and what the domain is that it comes from.
 fn options(args: Args) -> Result<(BuildOptions, Option<Description>), Error> {
     let chunker = args.chunk_size.map(Chunker::with_mean).transpose();
-    let given = args.disk.iter().enumerate().map(|(index, text)| disk(index, text)).collect::<Result<Vec<_>, _>>()?;
+    let formats = formats(&args.format, args.disk.len())?;
+    let given = args.disk.iter().zip(formats).enumerate();
+    let given = given.map(|(index, (text, format))| disk(index, text, format)).collect::<Result<Vec<_>, _>>()?;
     let (machine, disks, domain) = match args.domain {
         Some(path) => {
             let description = domain(&path, &args.drop, given.len())?;
             let disks = if given.is_empty() { own_disks(&description)? } else { given };
-            let names: Vec<_> = disks.iter().map(|(name, _)| name.clone()).collect();
+            let names: Vec<_> = disks.iter().map(|disk| disk.name.clone()).collect();
             (description.machine_with(&names), disks, Some(description))
         }
         None => (machine(args.machine)?, given, None),
@@ -117,6 +130,8 @@ fn options(args: Args) -> Result<(BuildOptions, Option<Description>), Error> {
         repository: args.repo,
         name: args.name,
         disks,
+        allow_backing: args.allow_backing,
+        base: args.base.map(|version| BaseOptions { version, trust: args.trust_base }),
         machine,
         title: args.title,
         urls: args.url,
@@ -142,25 +157,38 @@ fn domain(path: &Path, drop: &[DropPath], given: usize) -> Result<Description, E
 }
 
 /// The domain's own disks.
-fn own_disks(description: &Description) -> Result<Vec<(Name, PathBuf)>, Error> {
-    let files = description.disks.iter().map(domain::raw_file).collect::<Result<Vec<_>, _>>()?;
-    Ok(description.disk_names().into_iter().zip(files).collect())
+fn own_disks(description: &Description) -> Result<Vec<DiskFile>, Error> {
+    let disks = description.disk_names().into_iter().zip(&description.disks);
+    disks.map(|(name, disk)| domain::own_file(name, disk)).collect()
+}
+
+/// The format of each disk.
+fn formats(given: &[DiskFormat], disks: usize) -> Result<Vec<DiskFormat>, Error> {
+    match given {
+        [] => Ok(vec![DiskFormat::Raw; disks]),
+        [all] => Ok(vec![*all; disks]),
+        each if each.len() == disks => Ok(each.to_vec()),
+        each => {
+            Err(Error::Usage(format!("--format: {} formats for {disks} disks; give one, or one for each", each.len())))
+        }
+    }
 }
 
 /// A disk's name and file. `NAME=` counts as a name only if it can be one: `./a=b` is a file.
-fn disk(index: usize, text: &OsStr) -> Result<(Name, PathBuf), Error> {
+fn disk(index: usize, text: &OsStr, format: DiskFormat) -> Result<DiskFile, Error> {
     let bytes = text.as_bytes();
     let named = bytes.iter().position(|&byte| byte == b'=').and_then(|at| {
         let name: Name = std::str::from_utf8(&bytes[..at]).ok()?.parse().ok()?;
         Some((name, PathBuf::from(OsStr::from_bytes(&bytes[at + 1..]))))
     });
-    match named {
-        Some(named) => Ok(named),
+    let (name, file) = match named {
+        Some(named) => named,
         None => {
             let name = format!("disk{index}").parse().map_err(|error| Error::Usage(format!("{error}")))?;
-            Ok((name, text.into()))
+            (name, text.into())
         }
-    }
+    };
+    Ok(DiskFile { name, file, format })
 }
 
 pub(super) fn default_machine() -> Result<Machine, Error> {
@@ -200,7 +228,9 @@ fn print(report: &BuildReport) {
     put(&format!("link      {}", report.link.display()));
     let [data, zero, new, written] =
         [report.data_bytes, report.zero_bytes, report.new_bytes, report.written_bytes].map(shown_bytes);
-    put(&format!("disks     {data} of data, {zero} of zeros"));
+    let kept =
+        if report.kept_bytes > 0 { format!(", {} taken over", shown_bytes(report.kept_bytes)) } else { String::new() };
+    put(&format!("disks     {data} of data, {zero} of zeros{kept}"));
     put(&format!("chunks    {chunks}, of them {new_chunks} new ({new})"));
     put(&format!("written   {written}"));
 }

@@ -3,15 +3,15 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Read;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use vmnetx_format::Name;
 use vmnetx_format::machine::Machine;
 
 use super::output::say;
-use crate::Error;
 use crate::domain::{Description, DiskFiles, DomainDisk, DomainError, RemarkKind, describe};
 use crate::limits::DOMAIN_BYTES_MAX;
+use crate::{DiskFile, DiskFormat, Error};
 
 /// Reads the domain XML in the file `path`; `base` is the machine for what it does not say.
 pub(super) fn read(path: &Path, base: Machine, files: DiskFiles) -> Result<Description, Error> {
@@ -51,15 +51,17 @@ pub(super) fn tell(description: &Description, names: &[Name]) {
     }
 }
 
-/// The file that holds a disk of the domain raw.
-pub(super) fn raw_file(disk: &DomainDisk) -> Result<PathBuf, Error> {
-    match &disk.source {
-        Some(source) if source.format == "raw" => Ok(source.file.clone()),
-        Some(source) => Err(Error::DomainDisk {
+/// The file that holds a disk of the domain.
+pub(super) fn own_file(name: Name, disk: &DomainDisk) -> Result<DiskFile, Error> {
+    let Some(source) = &disk.source else {
+        return Err(Error::Usage(format!("the domain's disk {:?} has no file", disk.target)));
+    };
+    match DiskFormat::from_name(&source.format) {
+        Some(format) => Ok(DiskFile { name, file: source.file.clone(), format }),
+        None => Err(Error::DomainDisk {
             target: disk.target.clone(),
             file: source.file.clone(),
             format: source.format.clone(),
         }),
-        None => Err(Error::Usage(format!("the domain's disk {:?} has no file", disk.target))),
     }
 }

@@ -6,8 +6,10 @@ use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
+use vmnetx_format::Name;
+
 use super::output::{say, shown_bytes};
-use crate::Progress;
+use crate::{ChainFile, FilePart, Progress};
 
 /// Time between two lines where there is no terminal.
 const LINE_INTERVAL: Duration = Duration::from_secs(10);
@@ -61,6 +63,19 @@ impl Progress for Shown {
 
     fn warn(&self, text: &str) {
         self.bar.suspend(|| say(&format!("warning: {text}")));
+    }
+
+    fn reads(&self, disk: &Name, files: &[ChainFile]) {
+        let shown = |file: &ChainFile| {
+            let part = match file.part {
+                FilePart::Image => "",
+                FilePart::Data => ", its data",
+                FilePart::Extent => ", a part",
+            };
+            format!("{} ({}{part})", file.file.replace(char::is_control, "\u{fffd}"), file.format)
+        };
+        let files: Vec<String> = files.iter().map(shown).collect();
+        self.bar.suspend(|| say(&format!("{disk} is read from {}", files.join(", over "))));
     }
 }
 

@@ -6,11 +6,11 @@ use std::os::unix::fs::MetadataExt;
 use proptest::prelude::*;
 use vmnetx_format::limits::SMALL_INDEX_BYTES_MAX;
 use vmnetx_format::{Chunker, Hex, LayoutObject, NodePlace, Roots, Signature};
-use vmnetx_pack::{BuildOptions, Error, RawDisk, Silent, build};
+use vmnetx_pack::{BuildOptions, DiskFile, Error, Silent, build};
 use vmnetx_store::dir::Wait;
 use vmnetx_store::failure::{Class, Told};
 
-use crate::support::{LEAF_BYTES, Scene, assert_same_content, blocks, noise, sparse, text};
+use crate::support::{LEAF_BYTES, Scene, assert_same_content, blocks, large_index, noise, sparse, text};
 
 /// The roots of the current version's disks.
 fn roots(scene: &Scene, name: &str) -> Vec<Roots> {
@@ -90,7 +90,7 @@ fn several_disks_have_their_names_and_their_order() {
     let scene = Scene::new();
     let (system, empty, data) = (noise(1, 70_000), Vec::new(), text(3, 5000));
     let disks = [("system", &system), ("empty", &empty), ("data", &data)];
-    let named = disks.map(|(name, bytes)| (name.parse().unwrap(), scene.image(name, bytes)));
+    let named = disks.map(|(name, bytes)| DiskFile::raw(name.parse().unwrap(), scene.image(name, bytes)));
     let options = BuildOptions { disks: named.to_vec(), ..scene.options("vm", &scene.path("system")) };
     let report = build(&options, &Silent).unwrap();
     assert_eq!(report.disk_bytes, 75_000);
@@ -149,17 +149,6 @@ fn a_small_index_lies_in_one_piece_even_if_parts_of_it_are_known() {
     assert_eq!(roots.layout.children().len(), 5);
     assert!(is_one_piece(roots.layout.children()));
     scene.verify_whole();
-}
-
-/// 10 leaves of one-block chunks, each with the same blocks in another order: an index of more than 1 MiB.
-fn large_index(seed: usize, changed_leaf: Option<usize>) -> Vec<u8> {
-    let pool = noise(7, blocks(4096));
-    let order = |leaf: usize| {
-        let step = [1, 3, 5, 7, 9, 11, 13, 15, 17, 19][leaf];
-        let shift = leaf * 100 + if changed_leaf == Some(leaf) { seed } else { 0 };
-        (0..4096).map(move |index| (index * step + shift) % 4096)
-    };
-    (0..10).flat_map(order).flat_map(|block| &pool[blocks(block)..][..blocks(1)]).copied().collect()
 }
 
 #[test]
@@ -278,34 +267,12 @@ fn what_is_no_disk_is_refused_before_anything_is_made() {
     let error = build(&scene.options("vm", &scene.path("absent")), &Silent).unwrap_err();
     assert!(matches!(error, Error::File { .. }), "{error}");
     let image = scene.image("a", b"disk");
-    let twice = vec![("x".parse().unwrap(), image.clone()), ("x".parse().unwrap(), image.clone())];
+    let twice = vec![DiskFile::raw("x".parse().unwrap(), image.clone()); 2];
     let error = build(&BuildOptions { disks: twice, ..scene.options("vm", &image) }, &Silent).unwrap_err();
     assert!(matches!(error, Error::DuplicateDisk(_)), "{error}");
     let error = build(&BuildOptions { disks: Vec::new(), ..scene.options("vm", &image) }, &Silent).unwrap_err();
     assert!(matches!(error, Error::Usage(_)), "{error}");
     assert!(!scene.repo().exists());
-}
-
-#[test]
-fn a_disk_that_changes_meanwhile_is_noticed() {
-    let scene = Scene::new();
-    let check = |change: fn(&fs::File), expected: &str| {
-        let path = scene.image("a", &noise(1, 100_000));
-        let disk = RawDisk::open(&path).unwrap();
-        disk.check_unchanged().unwrap();
-        let file = fs::OpenOptions::new().write(true).open(&path).unwrap();
-        change(&file);
-        let error = disk.check_unchanged().unwrap_err().to_string();
-        assert!(error.contains(expected), "{error}");
-    };
-    check(|file| file.set_len(50_000).unwrap(), "another size");
-    check(|file| file.set_len(150_000).unwrap(), "another size");
-    let write = |file: &fs::File| {
-        // Longer than the file system's clock takes for a tick.
-        std::thread::sleep(std::time::Duration::from_millis(20));
-        std::os::unix::fs::FileExt::write_all_at(file, b"x", 5).unwrap();
-    };
-    check(write, "written to");
 }
 
 #[test]

@@ -132,7 +132,10 @@ fn failures_have_their_exit_codes_and_leave_stdout_empty() {
     };
     failing(&["build", "repo", "vm"], 2, "--disk");
     failing(&["build", "repo", "../vm", "--disk", "a"], 2, "is not a name");
-    failing(&["build", "repo", "vm", "--disk", "a", "--format", "qcow2"], 2, "raw");
+    failing(&["build", "repo", "vm", "--disk", "a", "--format", "luks"], 2, "qcow2");
+    failing(&["build", "repo", "vm", "--disk", "a", "--format", "qcow2"], 2, "is not qcow2");
+    failing(&["build", "repo", "vm", "--disk", "a", "--base", "current", "--chunk-size", "16K"], 2, "--chunk-size");
+    failing(&["build", "repo", "vm", "--disk", "a", "--base", "latest"], 2, "latest");
     failing(&["build", "repo", "vm", "--disk", "a", "--level", "23"], 2, "23");
     failing(&["build", "repo", "vm", "--disk", "a", "--chunk-size", "2K"], 2, "8K to 1M");
     failing(&["build", "repo", "vm", "--disk", "a", "--url", "ftp://example.org/"], 2, "neither http nor https");

@@ -5,7 +5,8 @@ use std::path::Path;
 
 use proptest::prelude::*;
 use vmnetx_pack::{
-    BuildOptions, Depth, ExportOptions, Output, Silent, build, export, info, list, verify_link, verify_repository,
+    BuildOptions, Depth, DiskFile, ExportOptions, Output, Silent, build, export, info, list, verify_link,
+    verify_repository,
 };
 use vmnetx_store::failure::{Class, Told};
 
@@ -17,8 +18,8 @@ fn small() -> Scene {
     scene.build("vm", &scene.image("a", &[text(1, blocks(3)), noise(1, 700)].concat()));
     scene.build("vm", &scene.image("a", &[text(1, blocks(3)), text(2, 9000)].concat()));
     let disks = vec![
-        ("one".parse().unwrap(), scene.path("a")),
-        ("two".parse().unwrap(), scene.image("b", &text(9, blocks(5)))),
+        DiskFile::raw("one".parse().unwrap(), scene.path("a")),
+        DiskFile::raw("two".parse().unwrap(), scene.image("b", &text(9, blocks(5)))),
     ];
     let title = Some("A title".parse().unwrap());
     build(&BuildOptions { disks, title, ..scene.options("pair", &scene.path("a")) }, &Silent).unwrap();

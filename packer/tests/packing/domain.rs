@@ -6,7 +6,7 @@ use std::process::Command;
 
 use serde_json::Value;
 
-use crate::support::{Scene, noise, program};
+use crate::support::{Scene, noise, program, qemu};
 
 fn samples() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/domains")
@@ -182,8 +182,22 @@ fn given_disks_take_the_places_of_the_domains() {
     assert_eq!((&info["disks"][0]["name"], &info["disks"][1]["name"]), (&"system".into(), &"disk1".into()));
     failing(build(&scene, &file, &["--disk", image]), &["places for 2 disks", "gives 1"]);
 
-    let file = domain(&scene, &disks);
-    failing(build(&scene, &file, &[]), &["\"vda\"", "absent.qcow2", "\"qcow2\"", "qemu-img convert", "--disk"]);
+    let file = domain(&scene, &disk(&scene.path("absent.img"), "luks", "vda"));
+    failing(build(&scene, &file, &[]), &["\"vda\"", "absent.img", "\"luks\"", "qemu-img convert", "--disk"]);
+}
+
+#[test]
+fn the_domains_own_disks_have_the_formats_that_it_says() {
+    let scene = Scene::new();
+    let raw = scene.image("a", &noise(1, 100 << 10));
+    let image = scene.path("a.qcow2");
+    qemu("qemu-img", &["convert", "-f", "raw", "-O", "qcow2"], &[], &[&raw, &image]);
+    let file = domain(&scene, &[disk(&raw, "raw", "vda"), disk(&image, "qcow2", "vdb")].concat());
+    build(&scene, &file, &[]).assert().success();
+    let manifest = scene.repository().link(&"vm".parse().unwrap()).unwrap().unwrap().link.current;
+    let disks = scene.repository().manifest(&manifest).unwrap().disks;
+    assert_eq!((disks.len(), disks[0].content), (2, disks[1].content));
+    failing(build(&scene, &file, &["--format", "raw"]), &["--disk"]);
 }
 
 #[test]

@@ -1,10 +1,12 @@
 //! What the packer publishes, checks and exports: at the library's level and with the real program.
 
+mod base;
 mod build;
 mod command;
 mod crash;
 mod damage;
 mod domain;
+mod formats;
 mod power_loss;
 mod properties;
 mod prune;

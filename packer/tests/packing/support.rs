@@ -10,7 +10,8 @@ use tempfile::TempDir;
 use vmnetx_format::machine::Machine;
 use vmnetx_format::{BLOCK_BYTES, Chunker};
 use vmnetx_pack::{
-    BuildOptions, BuildReport, Depth, ExportOptions, Output, Silent, VerifyReport, build, export, verify_repository,
+    BuildOptions, BuildReport, Depth, DiskFile, ExportOptions, Output, Silent, VerifyReport, build, export,
+    verify_repository,
 };
 use vmnetx_store::dir::{RepositoryDir, Wait};
 
@@ -56,7 +57,9 @@ impl Scene {
         BuildOptions {
             repository: self.repo(),
             name: name.parse().unwrap(),
-            disks: vec![("disk0".parse().unwrap(), image.to_owned())],
+            disks: vec![DiskFile::raw("disk0".parse().unwrap(), image.to_owned())],
+            allow_backing: false,
+            base: None,
             machine: machine(),
             title: None,
             urls: Vec::new(),
@@ -128,6 +131,13 @@ pub(crate) fn program() -> Command {
     assert_cmd::cargo::cargo_bin_cmd!("vmnetx-pack")
 }
 
+/// Runs one of QEMU's tools, which must succeed.
+pub(crate) fn qemu(tool: &str, arguments: &[&str], more: &[&str], files: &[&Path]) {
+    let output = std::process::Command::new(tool).args(arguments).args(more).args(files).output().unwrap();
+    let said = [&output.stdout[..], &output.stderr].concat();
+    assert!(output.status.success(), "{tool} {arguments:?} {more:?}: {}", String::from_utf8_lossy(&said));
+}
+
 /// Bytes that no compressor makes smaller, always the same for a seed.
 pub(crate) fn noise(seed: u64, bytes: usize) -> Vec<u8> {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ 0x2545_f491_4f6c_dd1d;
@@ -140,6 +150,17 @@ pub(crate) fn noise(seed: u64, bytes: usize) -> Vec<u8> {
     }
     out.truncate(bytes);
     out
+}
+
+/// 10 leaves of one-block chunks, each with the same blocks in another order: an index of more than 1 MiB.
+pub(crate) fn large_index(seed: usize, changed_leaf: Option<usize>) -> Vec<u8> {
+    let pool = noise(7, blocks(4096));
+    let order = |leaf: usize| {
+        let step = [1, 3, 5, 7, 9, 11, 13, 15, 17, 19][leaf];
+        let shift = leaf * 100 + if changed_leaf == Some(leaf) { seed } else { 0 };
+        (0..4096).map(move |index| (index * step + shift) % 4096)
+    };
+    (0..10).flat_map(order).flat_map(|block| &pool[blocks(block)..][..blocks(1)]).copied().collect()
 }
 
 /// Text, different for each seed.
