@@ -8,6 +8,7 @@ use std::fs;
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::net::TcpStream;
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::time::Duration;
 
 use support::{Ended, Served, Site, disk, said, talk, tool, vmnetx, wait_until};
@@ -49,6 +50,47 @@ fn libnbds_tools_see_and_copy_the_disk() {
     }
     served.stop();
     assert!(!site.path("nbd").exists());
+}
+
+/// What a guest wrote over the served disk is published as the next version, without a look at the rest.
+#[test]
+fn an_overlay_over_the_served_disk_becomes_the_next_version() {
+    let published = disk(BLOCKS);
+    let site = Site::publish(&published);
+    let served = Served::unix(&site.link(), &site.path("nbd"));
+    let repository = site.path("repository");
+    let link = repository.join("vm.vmnetx");
+    let version = |link: &Path| {
+        let info = said(vmnetx(&["pack", "info", "--json"]).arg(link));
+        let info: serde_json::Value = serde_json::from_str(&info).unwrap();
+        info["version"].as_str().unwrap().to_owned()
+    };
+    let first = version(&link);
+
+    // Written through the export, then bound to the version as those of `vmnetx run --persist` are from the start.
+    let overlay = site.path("overlay.qcow2");
+    let options = ["create", "-f", "qcow2", "-o", "extended_l2=on,cluster_size=128k", "-F", "raw", "-b", &served.uri];
+    said(tool("qemu-img", &options).arg(&overlay));
+    let script =
+        ["-c", "write -P 0xab 100k 8k", "-c", "write -z 9M 256k", "-c", "write -P 0xcd 16383k 2k", "-c", "flush"];
+    said(tool("qemu-io", &script).arg(&overlay));
+    let merged = site.path("merged.img");
+    said(tool("qemu-img", &["convert", "-f", "qcow2", "-O", "raw"]).arg(&overlay).arg(&merged));
+    let binding = format!("vmnetx:{first}:disk0");
+    said(tool("qemu-img", &["rebase", "-u", "-f", "qcow2", "-F", "raw", "-b", &binding]).arg(&overlay));
+
+    let mut build = vmnetx(&["pack", "build", "--json", "--base", "current", "--format", "qcow2"]);
+    let report = said(build.arg(&repository).args(["vm", "--disk"]).arg(&overlay));
+    let report: serde_json::Value = serde_json::from_str(&report).unwrap();
+    assert_eq!((&report["serial"], &report["disks"][0]["base"]), (&serde_json::json!(2), &serde_json::json!(first)));
+    let exported = site.path("exported.img");
+    said(vmnetx(&["pack", "export"]).arg(&link).arg("disk0").arg(&exported));
+    assert!(fs::read(&exported).unwrap() == fs::read(&merged).unwrap());
+    said(vmnetx(&["pack", "verify"]).arg(&repository));
+    let full = site.path("full");
+    said(vmnetx(&["pack", "build"]).arg(&full).args(["vm", "--disk"]).arg(&merged));
+    assert_eq!(version(&full.join("vm.vmnetx")), report["version"]);
+    served.stop();
 }
 
 #[test]

@@ -18,7 +18,7 @@ use vmnetx_store::dir::{Publisher, RepositoryDir, Wait};
 
 use self::inputs::Inputs;
 pub use self::inputs::{BaseOptions, DiskReport};
-use self::pipeline::{Counts, Input, Job};
+use self::pipeline::{Input, Job};
 use crate::catalogue::Known;
 use crate::disk::DiskFile;
 use crate::{Error, Progress};
@@ -149,8 +149,7 @@ fn publish_inputs(
         chunker: disk.chunker,
     });
     let manifest = Manifest::new(options.machine.clone(), manifest_disks.collect(), None)?;
-    let report = publish::publish(publisher, options, before, &manifest, built.images, built.counts)?;
-    Ok(BuildReport { disks: reports, ..report })
+    publish::publish(publisher, options, before, &manifest, built, reports)
 }
 
 /// Checks the names of the disks in their order, and whether the machine has just these.

@@ -2,12 +2,11 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use vmnetx_format::{
-    Digest, Envelope, LayoutObject, Link, Manifest, Roots, Version, layout_path, link_path, manifest_path,
-};
+use vmnetx_format::{Digest, Envelope, LayoutObject, Link, Manifest, Version, layout_path, link_path, manifest_path};
 use vmnetx_store::dir::Publisher;
 
-use super::{BuildOptions, BuildReport, Counts};
+use super::pipeline::Built;
+use super::{BuildOptions, BuildReport, DiskReport};
 use crate::Error;
 use crate::versions::{keep, replace, succeed};
 
@@ -17,8 +16,8 @@ pub(super) fn publish(
     options: &BuildOptions,
     before: Option<Envelope>,
     manifest: &Manifest,
-    images: Vec<Roots>,
-    counts: Counts,
+    Built { images, counts }: Built,
+    disks: Vec<DiskReport>,
 ) -> Result<BuildReport, Error> {
     let manifest_bytes = manifest.encode();
     let layout_bytes = LayoutObject { images }.encode();
@@ -50,7 +49,7 @@ pub(super) fn publish(
         version: new.current.manifest,
         layout: new.current.layout,
         serial: new.serial,
-        disks: Vec::new(),
+        disks,
         disk_bytes,
         kept_bytes: counts.kept_bytes,
         data_bytes: counts.data_bytes,

@@ -4,7 +4,8 @@
 //! started: it inherits the listening socket (systemd's socket activation, which names a process by its id: hence the
 //! shell that becomes it). So there is nothing to wait for, nobody else finds the socket, and nothing is left behind,
 //! whatever ends us. A child stands in a process group of its own and is killed by the kernel when the thread that started
-//! it ends (`setpriv`, prctl(2) `PR_SET_PDEATHSIG`), so each has a thread for life.
+//! it ends (`setpriv`, prctl(2) `PR_SET_PDEATHSIG`), so each has a thread for life. One whose parent was gone before that was
+//! asked for would live on: the shell looks.
 
 use std::collections::VecDeque;
 use std::ffi::OsString;
@@ -29,8 +30,11 @@ const QEMU_NBD: &str = "qemu-nbd";
 const QEMU_IMG: &str = "qemu-img";
 const PACKAGE: &str = "qemu-utils";
 
-/// Becomes a program that finds its standard input as the socket that it is to serve.
-const ACTIVATE: &str = r#"export LISTEN_PID=$$ LISTEN_FDS=1; exec "$0" "$@" 3<&0 </dev/null"#;
+/// Becomes a program, unless its parent, whose id comes first, died before it could ask to be told of that.
+const RUN: &str = r#"[ "$PPID" = "$0" ] || exit; exec "$@""#;
+
+/// The same for a program that finds its standard input as the socket that it is to serve.
+const ACTIVATE: &str = r#"[ "$PPID" = "$0" ] || exit; export LISTEN_PID=$$ LISTEN_FDS=1; exec "$@" 3<&0 </dev/null"#;
 
 /// A qemu-nbd that serves one image to us alone. Dropping it kills it.
 #[derive(Debug)]
@@ -58,11 +62,10 @@ impl QemuNbd {
         let program = find(QEMU_NBD, PACKAGE)?;
         let (listener, stream) = private_socket().map_err(Error::file("make a socket to read", file))?;
         let told = format!("json:{node}");
-        let mut arguments: Vec<OsString> = ["sh", "-c", ACTIVATE].map(Into::into).into();
-        arguments.extend([program.into_os_string(), "--read-only".into()]);
+        let mut arguments: Vec<OsString> = vec![program.into_os_string(), "--read-only".into()];
         arguments.extend(options.iter().map(Into::into));
         arguments.push((&told).into());
-        let child = Child::spawn(&arguments, OwnedFd::from(listener).into(), Path::new(QEMU_NBD))?;
+        let child = Child::spawn(ACTIVATE, &arguments, OwnedFd::from(listener).into(), Path::new(QEMU_NBD))?;
         Ok((Self { child, file: file.to_owned(), told }, stream))
     }
 
@@ -90,7 +93,7 @@ pub(super) fn check(file: &Path, node: &Value) -> Result<(), Error> {
     let program = find(QEMU_IMG, PACKAGE)?;
     let told = format!("json:{node}");
     let arguments = [program.into_os_string(), "check".into(), "-q".into(), (&told).into()];
-    let child = Child::spawn(&arguments, Stdio::null(), Path::new(QEMU_IMG))?;
+    let child = Child::spawn(RUN, &arguments, Stdio::null(), Path::new(QEMU_IMG))?;
     let status = child.wait().ok_or(Error::Stopped)?;
     let words = || child.words().replace(&told, &file.to_string_lossy());
     match status.code() {
@@ -123,9 +126,10 @@ fn find(program: &'static str, package: &'static str) -> Result<PathBuf, DiskErr
 }
 
 impl Child {
-    fn spawn(arguments: &[OsString], stdin: Stdio, name: &Path) -> Result<Self, Error> {
+    fn spawn(script: &str, arguments: &[OsString], stdin: Stdio, name: &Path) -> Result<Self, Error> {
         let mut command = Command::new(find("setpriv", "util-linux")?);
-        command.args(["--pdeathsig", "KILL", "--no-new-privs", "--"]).args(arguments).env("LC_ALL", "C");
+        command.args(["--pdeathsig", "KILL", "--no-new-privs", "--", "/bin/sh", "-c", script]);
+        command.arg(std::process::id().to_string()).args(arguments).env("LC_ALL", "C");
         command.stdin(stdin).stdout(Stdio::null()).stderr(Stdio::piped()).process_group(0);
         let (started, starting) = sync_channel(1);
         let keeper = std::thread::Builder::new().name("child-keeper".to_owned()).spawn(move || keep(command, &started));
@@ -208,5 +212,33 @@ fn keep(mut command: Command, started: &SyncSender<io::Result<Child>>) {
     }
     if let Ok(status) = child.wait() {
         let _ = ended.send(status);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_program_does_not_start_when_its_parent_is_gone() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("file");
+        // Another parent than the one that was named is what a child finds when that one has died.
+        for (parent, starts) in [(std::process::id() + 1, false), (std::process::id(), true)] {
+            for script in [RUN, ACTIVATE] {
+                let mut command = Command::new("/bin/sh");
+                command.args(["-c", script]).arg(parent.to_string()).arg("touch").arg(&file);
+                assert!(command.stdin(Stdio::null()).status().unwrap().code().is_some());
+                assert_eq!(std::fs::remove_file(&file).is_ok(), starts, "{script}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_failing_program_is_quoted_and_cannot_steer_a_terminal() {
+        let script = r#"printf 'first\nlast \033[31m\n' >&2; exit 3"#;
+        let child = Child::spawn(script, &[], Stdio::null(), Path::new("sh")).unwrap();
+        assert_eq!(child.wait().unwrap().code(), Some(3));
+        assert_eq!(child.words(), "first\n  last \u{fffd}[31m");
     }
 }

@@ -8,7 +8,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use assert_cmd::assert::Assert;
 use vmnetx_format::{Digest, Name};
-use vmnetx_pack::{BuildOptions, BuildReport, ChainFile, DiskError, DiskFile, DiskFormat, Error, Progress, build};
+use vmnetx_pack::{
+    BuildOptions, BuildReport, ChainFile, DiskError, DiskFile, DiskFormat, Error, FilePart, Progress, build,
+};
 use vmnetx_store::failure::{Class, Told};
 
 use crate::support::{LEAF_BYTES, Scene, blocks, noise, program, qemu, sparse, text};
@@ -263,6 +265,44 @@ fn a_backing_chain_is_one_disk_and_every_file_of_it_is_named() {
     assert_eq!(told, expected);
 }
 
+#[test]
+fn a_vmdk_image_over_another_one_needs_no_record_of_its_format() {
+    let scene = Scene::new();
+    let raw = disk(&scene);
+    for (name, how) in [("sparse", "subformat=monolithicSparse"), ("split", "subformat=twoGbMaxExtentSparse")] {
+        let (base, top) = (scene.path(&format!("{name}.vmdk")), scene.path(&format!("{name}-top.vmdk")));
+        convert(&raw, &base, "vmdk", &["-o", how]);
+        let below = format!("{name}.vmdk");
+        qemu("qemu-img", &["create", "-q", "-f", "vmdk", "-o", how, "-b", &below, "-F", "vmdk"], &[], &[&top]);
+        qemu("qemu-io", &["-f", "vmdk", "-c", "write -P 7 100k 64k"], &[], &[&top]);
+        let merged = scene.path("merged.raw");
+        qemu("qemu-img", &["convert", "-f", "vmdk", "-O", "raw"], &[], &[&top, &merged]);
+        scene.build("raw", &merged);
+        let (report, _) = build_read(&scene, "vm", &top, DiskFormat::Vmdk);
+        assert_eq!(content(&scene, "vm"), content(&scene, "raw"), "{how}");
+        let images = report.disks[0].files.iter().filter(|file| file.part == FilePart::Image).count();
+        assert_eq!(images, 2, "{how}");
+    }
+}
+
+#[test]
+fn an_image_that_is_in_use_is_not_read() {
+    let scene = Scene::new();
+    let [.., top] = chain(&scene);
+    let socket = scene.path("socket");
+    let mut user = Command::new("qemu-nbd").args(["-t", "-f", "qcow2", "-k"]).arg(&socket).arg(&top).spawn().unwrap();
+    while !socket.exists() {
+        assert!(user.try_wait().unwrap().is_none());
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+    let error = refused(&scene, &top, DiskFormat::Qcow2);
+    user.kill().unwrap();
+    user.wait().unwrap();
+    assert!(matches!(error, Error::Disk(DiskError::Program { .. })), "{error}");
+    assert!(error.hint().is_some_and(|hint| hint.contains("shut the VM down")), "{error}");
+    build_read(&scene, "vm", &top, DiskFormat::Qcow2);
+}
+
 fn stderr(assert: &Assert) -> String {
     String::from_utf8(assert.get_output().stderr.clone()).unwrap()
 }
@@ -490,13 +530,14 @@ fn several_disks_have_several_formats() {
     convert(&raw, &qcow2, "qcow2", &[]);
     let command = |formats: &[&str], code: i32| {
         let mut command = program();
-        command.arg("build").arg(scene.repo()).arg("vm").arg("--disk").args([&raw, &qcow2]).arg("--format");
-        command.args(formats).arg("--json").assert().code(code)
+        command.arg("build").args(formats).arg(scene.repo()).arg("vm").arg("--disk").args([&raw, &qcow2]);
+        command.arg("--json").assert().code(code)
     };
-    command(&["qcow2"], 2);
-    command(&["raw", "qcow2", "raw"], 2);
-    command(&["raw", "luks"], 2);
-    let report = command(&["raw", "qcow2"], 0);
+    command(&["--format", "qcow2"], 2);
+    command(&["--format", "raw,qcow2,raw"], 2);
+    command(&["--format", "raw,luks"], 2);
+    command(&["--format", "raw", "--format", "qcow2"], 0);
+    let report = command(&["--format", "raw,qcow2"], 0);
     let report: serde_json::Value = serde_json::from_slice(&report.get_output().stdout).unwrap();
     assert_eq!(report["disks"][1]["files"][0]["format"], "qcow2");
     let manifest = scene.repository().link(&"vm".parse().unwrap()).unwrap().unwrap().link.current;
@@ -537,13 +578,14 @@ fn nothing_of_qemu_is_left_behind() {
         command.arg("build").arg(scene.repo()).args(["vm", "--quiet", "--level", "19", "--format", "qcow2", "--disk"]);
         command.arg(&file).env("TMPDIR", &temporary).stderr(std::process::Stdio::piped()).spawn().unwrap()
     };
-    // Killed in any way, and interrupted as Ctrl-C does.
-    for signal in [rustix::process::Signal::KILL, rustix::process::Signal::INT] {
+    // Killed, also before the program has begun to be qemu-nbd, and interrupted as Ctrl-C does.
+    for round in 0..12 {
+        let signal = if round % 2 == 0 { rustix::process::Signal::KILL } else { rustix::process::Signal::INT };
         let mut builder = start();
         while running().is_empty() {
             assert!(builder.try_wait().unwrap().is_none(), "it ended before it was killed");
-            std::thread::sleep(std::time::Duration::from_millis(2));
         }
+        std::thread::sleep(std::time::Duration::from_millis(round / 2));
         let pid = rustix::process::Pid::from_child(&builder);
         rustix::process::kill_process(pid, signal).unwrap();
         assert!(!builder.wait().unwrap().success());
