@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, Write};
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
+use std::sync::{Mutex, PoisonError};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustix::fs::{FlockOperation, flock};
@@ -35,6 +35,8 @@ pub struct Publisher {
     serial: AtomicU64,
     /// Folders into which names were entered that may not be on the disk yet.
     unsynced: Mutex<BTreeSet<PathBuf>>,
+    /// Objects that were to be written and were there already: perhaps with a tombstone.
+    found: Mutex<BTreeSet<String>>,
 }
 
 /// An object that is being written. Dropped without [`TemporaryObject::commit`], it leaves nothing behind.
@@ -58,7 +60,7 @@ impl Publisher {
             result => result,
         }
         .map_err(|errno| io_error("lock", &path)(errno.into()))?;
-        let publisher = Self { repository, lock, serial: AtomicU64::new(0), unsynced: Mutex::default() };
+        let publisher = Self { repository, lock, serial: AtomicU64::new(0), unsynced: Mutex::default(), found: Mutex::default() };
         publisher.recover()?;
         publisher.sign_in().map_err(io_error("write", &path))?;
         Ok(publisher)
@@ -100,6 +102,7 @@ impl Publisher {
     /// [`DirError::Io`].
     pub fn replace_link(&self, envelope: &Envelope) -> Result<(), DirError> {
         self.sync_folders()?;
+        self.take_tombstones_away()?;
         self.replace(&link_path(&envelope.link.name), &envelope.encode())
     }
 
@@ -176,6 +179,7 @@ impl Publisher {
         }
         drop(unsynced);
         let entered = if is_good(&target, digest) {
+            self.found.lock().unwrap_or_else(PoisonError::into_inner).insert(path.to_owned());
             fs::remove_file(from).map_err(io_error("remove", from))
         } else {
             fs::rename(from, &target).map_err(io_error("write", &target))
@@ -183,6 +187,18 @@ impl Publisher {
         // Only now: a link that is written at the same time must not flush the folder before the name is in it.
         self.unsynced().insert(folder.to_owned());
         entered
+    }
+
+    /// What was found to be there is led to again in a moment, so the next build may count on it.
+    fn take_tombstones_away(&self) -> Result<(), DirError> {
+        let found = self.found.lock().unwrap_or_else(PoisonError::into_inner);
+        if found.is_empty() {
+            return Ok(());
+        }
+        let before = self.repository.tombstones()?;
+        let mut left = before.clone();
+        left.retain(|path| !found.contains(path));
+        if left == before { Ok(()) } else { self.replace_tombstones(&left) }
     }
 
     fn sync_folders(&self) -> Result<(), DirError> {
@@ -200,7 +216,7 @@ impl Publisher {
     }
 
     fn unsynced(&self) -> std::sync::MutexGuard<'_, BTreeSet<PathBuf>> {
-        self.unsynced.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+        self.unsynced.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
