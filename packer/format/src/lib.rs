@@ -13,6 +13,7 @@ mod manifest;
 mod name;
 mod pack;
 mod paths;
+mod signature;
 mod tree;
 mod wire;
 
@@ -23,11 +24,12 @@ pub use binding::{Binding, NoBinding};
 pub use chunker::{Chunker, ChunkerError, Cutter, Run};
 pub use digest::{Digest, DigestError, Hasher};
 pub use frame::{Compressor, FrameError, decode_frame};
-pub use link::{Envelope, Hex, Link, LinkError, Signature, Version};
+pub use link::{Envelope, Link, LinkError, Version};
 pub use manifest::{Disk, Manifest, ManifestError, Memory, RamBlock};
 pub use name::{Name, NameError, Title};
 pub use pack::{Catalogue, Entry, Kind, PackBuilder, PackError, Trailer};
 pub use paths::{LINK_SUFFIX, layout_path, link_path, manifest_path, pack_path};
+pub use signature::{Hex, KeyError, PublicKey, SecretKey, Signature, SignatureError};
 pub use tree::{
     ContentInner, ContentLeaf, Geometry, LayoutInner, LayoutLeaf, LayoutObject, LeafChunk, NodePlace, Place, Roots,
     TreeError,

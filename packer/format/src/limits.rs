@@ -55,6 +55,12 @@ pub const URL_BYTES_MAX: usize = 2048;
 /// Orders of one version.
 pub const ORDERS_MAX: usize = 16;
 
+/// Public keys of one list.
+pub const KEYS_MAX: usize = 64;
+
+/// Bytes of a file with keys, secret or public.
+pub const KEY_FILE_BYTES_MAX: u64 = 16 << 10;
+
 /// Disks of a package.
 pub const DISKS_MAX: usize = 16;
 

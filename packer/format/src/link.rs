@@ -8,7 +8,8 @@ use crate::limits::{
     LAYOUT_BYTES_MAX, LINK_BYTES_MAX, MANIFEST_BYTES_MAX, ORDERS_MAX, RETAINED_MAX, URL_BYTES_MAX, URLS_MAX,
 };
 use crate::name::printable;
-use crate::{Digest, FORMAT_NUMBER, Name, Title};
+use crate::signature::{SecretKey, Signature, SignatureError};
+use crate::{Digest, FORMAT_NUMBER, Name, PublicKey, Title};
 
 /// What a link file says.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -59,19 +60,9 @@ pub struct Version {
 pub struct Envelope {
     /// What the link says.
     pub link: Link,
-    /// Its signature, which this crate does not check.
+    /// Its signature. [`Envelope::signer`] says whether it is good; nothing else looks at it.
     pub signature: Option<Signature>,
     text: Box<RawValue>,
-}
-
-/// An Ed25519 signature over a link's text.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Signature {
-    /// The public key, 64 hexadecimal digits.
-    pub key: Hex<32>,
-    /// The signature, 128 hexadecimal digits.
-    pub ed25519: Hex<64>,
 }
 
 /// Why bytes are not a link file.
@@ -98,10 +89,6 @@ pub enum LinkError {
         reason: String,
     },
 }
-
-/// Bytes that JSON spells as hexadecimal digits.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Hex<const N: usize>(pub [u8; N]);
 
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -130,16 +117,37 @@ impl Envelope {
         Ok(Self { link, signature: None, text })
     }
 
-    /// The bytes that a signature covers.
+    /// Signs the link's text, in place of whoever signed it before.
     #[must_use]
-    pub fn signed_bytes(&self) -> &[u8] {
+    pub fn signed(self, key: &SecretKey) -> Self {
+        let signature = Some(key.sign_link(self.text()));
+        Self { signature, ..self }
+    }
+
+    /// The key that signed the link; nothing if it is not signed.
+    ///
+    /// # Errors
+    /// [`SignatureError`] when there is a signature, but not over this text or not with the key that it names.
+    pub fn signer(&self) -> Result<Option<PublicKey>, SignatureError> {
+        self.signature.as_ref().map(|signature| signature.verify_link(self.text())).transpose()
+    }
+
+    /// The link's text as it stands in the file: what a signature is about.
+    #[must_use]
+    pub fn text(&self) -> &[u8] {
         self.text.get().as_bytes()
+    }
+
+    /// The digest of the link's text: two links of one serial number must have the same.
+    #[must_use]
+    pub fn digest(&self) -> Digest {
+        Digest::of(self.text())
     }
 
     /// The file as it is stored.
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
-        let blake3 = Digest::of(self.signed_bytes());
+        let blake3 = self.digest();
         let file = File { vmnetx: FORMAT_NUMBER, link: self.text.clone(), blake3, signature: self.signature.clone() };
         // Only a map with keys that are not text could fail, and there is none.
         let mut bytes = serde_json::to_vec(&file).unwrap_or_default();
@@ -227,33 +235,6 @@ fn check_url(url: &Url) -> Result<(), LinkError> {
     if url.as_str().len() > URL_BYTES_MAX { field("has a URL that is too long") } else { Ok(()) }
 }
 
-impl<const N: usize> Serialize for Hex<N> {
-    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str(&self.0.iter().map(|byte| format!("{byte:02x}")).collect::<String>())
-    }
-}
-
-impl<'de, const N: usize> Deserialize<'de> for Hex<N> {
-    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let text = std::borrow::Cow::<'de, str>::deserialize(deserializer)?;
-        let wrong = || serde::de::Error::custom(format_args!("expected {} lower-case hexadecimal digits", 2 * N));
-        let digit = |byte: u8| match byte {
-            b'0'..=b'9' => Some(byte - b'0'),
-            b'a'..=b'f' => Some(byte - b'a' + 10),
-            _ => None,
-        };
-        if text.len() != 2 * N {
-            return Err(wrong());
-        }
-        let mut out = [0; N];
-        for (byte, pair) in out.iter_mut().zip(text.as_bytes().chunks_exact(2)) {
-            let [high, low] = [pair[0], pair[1]].map(digit);
-            *byte = high.ok_or_else(wrong)? << 4 | low.ok_or_else(wrong)?;
-        }
-        Ok(Self(out))
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -293,12 +274,14 @@ mod tests {
 
     #[test]
     fn survives_with_the_text_that_was_signed() {
-        let mut envelope = Envelope::unsigned(link()).unwrap();
-        envelope.signature = Some(Signature { key: Hex([1; 32]), ed25519: Hex([0xfe; 64]) });
+        let key = SecretKey::from_seed(&[1; 32]);
+        let envelope = Envelope::unsigned(link()).unwrap();
+        assert_eq!(envelope.signer(), Ok(None));
+        let envelope = envelope.signed(&key);
         let read = Envelope::decode(&envelope.encode()).unwrap();
         assert_eq!(read.link, envelope.link);
-        assert_eq!(read.signature, envelope.signature);
-        assert_eq!(read.signed_bytes(), envelope.signed_bytes());
+        assert_eq!(read.signer(), Ok(Some(key.public())));
+        assert_eq!((read.text(), read.digest()), (envelope.text(), envelope.digest()));
         assert!(read.link.version(&Digest::of(b"manifest")).is_some());
         assert!(read.link.version(&Digest::of(b"other")).is_none());
     }
@@ -313,6 +296,31 @@ mod tests {
                 assert!(Envelope::decode(&damaged).is_err(), "bit {bit} of byte {at}");
             }
         }
+    }
+
+    #[test]
+    fn a_signed_link_is_bound_to_its_text() {
+        let signed = Envelope::unsigned(link()).unwrap().signed(&SecretKey::from_seed(&[1; 32]));
+        let other = Envelope::unsigned(Link { serial: 4, ..link() }).unwrap();
+        let moved = Envelope { signature: signed.signature.clone(), ..other };
+        // The file is whole; only the signature tells.
+        let read = Envelope::decode(&moved.encode()).unwrap();
+        assert_eq!(read.signer(), Err(SignatureError { key: SecretKey::from_seed(&[1; 32]).public() }));
+        let resigned = read.signed(&SecretKey::from_seed(&[2; 32]));
+        assert_eq!(resigned.signer(), Ok(Some(SecretKey::from_seed(&[2; 32]).public())));
+        assert_eq!(resigned.text(), moved.text());
+    }
+
+    #[test]
+    fn what_surrounds_the_text_is_not_signed_and_cannot_change_it() {
+        // A file that is laid out otherwise around the same text is the same link.
+        let signed = Envelope::unsigned(link()).unwrap().signed(&SecretKey::from_seed(&[1; 32]));
+        let text = String::from_utf8(signed.encode()).unwrap();
+        let spaced = text.replacen("{\"vmnetx\"", "{ \"vmnetx\"", 1);
+        assert_eq!(Envelope::decode(spaced.as_bytes()).unwrap().signer(), signed.signer());
+        // Within the text even a space counts.
+        let inside = text.replacen("\"serial\":3", "\"serial\": 3", 1);
+        assert_eq!(Envelope::decode(inside.as_bytes()).unwrap_err(), LinkError::Digest);
     }
 
     #[test]
