@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 use vmnetx_format::Name;
 use vmnetx_nbd::{Export, Exports, Listener};
 use vmnetx_store::size::parse_size_bytes;
+use vmnetx_store::trust::TrustArgs;
 use vmnetx_store::{Location, Options, Package, Store, interrupt};
 
 use super::{Error, stdio};
@@ -31,6 +32,8 @@ const NBD_SOCKET: &str = "nbd";
 pub(super) struct Args {
     /// An http(s) or vmnetx+http(s) URL, or a path to a link file; #b3=DIGEST asks for one version.
     link: Location,
+    #[command(flatten)]
+    trust: TrustArgs,
     /// Call the VM this instead of the package's name.
     #[arg(long, value_name = "VM")]
     name: Option<Name>,
@@ -131,6 +134,9 @@ pub(super) async fn run(args: Args) -> Result<(), Error> {
     let store = open_store(&args)?;
     let Some(package) = shutdown.run_until_cancelled(store.package(&args.link)).await else { return Ok(()) };
     let package = package?;
+    for notice in package.notices() {
+        if notice.is_warning() { tracing::warn!("{notice}") } else { tracing::info!("{notice}") }
+    }
     tracing::info!("{} version {}", package.link().name, package.version().manifest);
     if package.manifest().memory.is_some() {
         tracing::warn!("the package holds saved memory, which is not resumed yet: the guest boots");
@@ -164,7 +170,8 @@ fn log_fetched(package: &Package) {
 }
 
 fn open_store(args: &Args) -> Result<Store, Error> {
-    let options = |disk| Options { memory_bytes: args.memory_cache, disk, retry_for: RETRY_FOR };
+    let (memory_bytes, trust) = (args.memory_cache, args.trust.trust());
+    let options = |disk| Options { memory_bytes, disk, retry_for: RETRY_FOR, trust: trust.clone() };
     if args.disk_cache == 0 {
         return Ok(Store::open(options(None))?);
     }

@@ -26,6 +26,9 @@ impl Drop for Ended {
 pub(crate) fn vmnetx(words: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_vmnetx"));
     command.args(words).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    // What these programs remember of links is none of the user's; ports come again from one run to the next.
+    let state = format!("{}/state-{}", env!("CARGO_TARGET_TMPDIR"), std::process::id());
+    command.env("VMNETX_STATE_DIR", state);
     command
 }
 

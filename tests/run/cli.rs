@@ -57,6 +57,7 @@ impl Bench {
         let mut command = Command::new(env!("CARGO_BIN_EXE_vmnetx"));
         command.args(arguments).stdin(Stdio::null());
         command.env("TMPDIR", self.path("tmp")).env("XDG_CACHE_HOME", self.path("cache"));
+        command.env("VMNETX_STATE_DIR", self.path("state"));
         command.env_remove("DISPLAY").env_remove("WAYLAND_DISPLAY").env_remove("VMNETX_LOG");
         command
     }

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use vmnetx_store::size::parse_size_bytes;
+use vmnetx_store::trust::TrustArgs;
 use vmnetx_store::{Location, Options, Package, Store, interrupt};
 
 use super::say;
@@ -16,6 +17,8 @@ use crate::{Error, Export, Exports, Listener, Stats, serve, serve_control};
 pub(super) struct Args {
     /// An http(s) or vmnetx+http(s) URL, or a path to a link file; #b3=DIGEST asks for one version.
     link: Location,
+    #[command(flatten)]
+    trust: TrustArgs,
     #[command(flatten)]
     at: At,
     /// Serve this disk alone. Without it every disk is served, and the first one is also the default export.
@@ -65,11 +68,15 @@ pub(super) async fn run(args: Args) -> Result<(), Error> {
         memory_bytes: args.memory_cache,
         disk: args.cache_dir.map(|dir| (dir, args.disk_cache)),
         retry_for: Duration::from_secs(args.retry_for),
+        trust: args.trust.trust(),
     })?;
     let package = tokio::select! {
         package = store.package(&args.link) => Arc::new(package?),
         () = shutdown.cancelled() => return Ok(()),
     };
+    for notice in package.notices() {
+        if notice.is_warning() { tracing::warn!("{notice}") } else { tracing::info!("{notice}") }
+    }
     let exports = exports(&package, args.export.as_deref())?;
     for export in exports.all() {
         let stats = export.stats();

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use vmnetx_format::{Digest, FrameError, LinkError, ManifestError, TreeError};
 
 use crate::failure::{Class, Told};
+use crate::trust::TrustError;
 
 /// Why an object or a chunk cannot be read. One failed request can fail many chunks, so it can be cloned.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -92,6 +93,9 @@ pub enum Error {
         #[source]
         source: ManifestError,
     },
+    /// A link is whole, but not to be believed.
+    #[error(transparent)]
+    Trust(#[from] TrustError),
     /// The version that was asked for is not in the link.
     #[error("{link} has no version {version}")]
     NoVersion {
@@ -157,6 +161,7 @@ impl Told for Error {
             Self::Network { .. } | Self::Refused { .. } => Class::Network,
             Self::Digest { .. } | Self::Frame { .. } | Self::Tree { .. } | Self::TooLarge { .. } => Class::Integrity,
             Self::Short { .. } | Self::Link { .. } | Self::Manifest { .. } => Class::Integrity,
+            Self::Trust(error) => error.class(),
             Self::Location { .. } | Self::NoVersion { .. } => Class::Usage,
             Self::Cache { .. } => Class::Host,
             Self::Local { .. } | Self::OutOfBounds { .. } | Self::Closing => Class::Failure,
@@ -165,6 +170,7 @@ impl Told for Error {
 
     fn hint(&self) -> Option<String> {
         Some(match self {
+            Self::Trust(error) => return error.hint(),
             Self::Network { .. } => "check the network and that the web server runs, then try again".into(),
             Self::Refused { status, .. } if status.starts_with("404") => {
                 "check the link for typing errors; if it is right, the repository is incomplete: tell its publisher"

@@ -15,6 +15,7 @@ pub mod limits;
 pub mod origin;
 pub mod size;
 pub mod tier;
+pub mod trust;
 
 pub use cache::{DiskCache, DiskTier, MemoryCache, MemoryTier, SingleFlight};
 pub use counters::{Counters, Counts};

@@ -80,3 +80,18 @@ pub const READ_AHEAD_BYTES_MIN: u64 = 32 << 10;
 
 /// Bytes ahead of a stream that are fetched at most.
 pub const READ_AHEAD_BYTES_MAX: u64 = 2 << 20;
+
+/// URLs of signed links that are remembered, and packages whose serial numbers are: beyond that no new one is believed.
+pub const SIGNED_LINKS_MAX: usize = 4096;
+
+/// URLs of links without a signature that are remembered; the oldest are dropped.
+pub const UNSIGNED_LINKS_MAX: usize = 1024;
+
+/// Bytes of the file that links are remembered in.
+pub const KNOWN_LINKS_BYTES_MAX: u64 = 16 << 20;
+
+/// Time for which another process may hold the file that links are remembered in.
+pub const STATE_LOCK_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Time between two tries to take it.
+pub const STATE_LOCK_PAUSE: Duration = Duration::from_millis(5);

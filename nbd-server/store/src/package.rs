@@ -6,10 +6,13 @@ use std::sync::Arc;
 use bytes::Bytes;
 use url::Url;
 use vmnetx_format::limits::LINK_BYTES_MAX;
-use vmnetx_format::{Digest, Envelope, LayoutObject, Link, Manifest, Version, layout_path, link_path, manifest_path};
+use vmnetx_format::{
+    Digest, Envelope, LayoutObject, Link, Manifest, PublicKey, Version, layout_path, link_path, manifest_path,
+};
 
 use crate::location::{Location, Place};
 use crate::origin::{DirOrigin, HttpOrigin, Origin, OriginTier, Retry, shown};
+use crate::trust::{self, Asked, Believed, Notice};
 use crate::{Error, Image, Store};
 
 /// One version of a package. It stays that version, whatever is published meanwhile.
@@ -21,12 +24,22 @@ pub struct Package {
     disks: Vec<Arc<Image>>,
     origin: Arc<OriginTier>,
     head_bytes: u64,
+    believed: Believed,
+}
+
+/// A link as it was read, to be believed, and where its repository is.
+struct Head {
+    link: Link,
+    believed: Believed,
+    origin: Arc<dyn Origin>,
+    /// Where the link is, to be shown.
+    shown: String,
+    bytes: u64,
 }
 
 impl Package {
     pub(crate) async fn open(store: &Store, location: &Location) -> Result<Self, Error> {
-        let (envelope, origin, shown, link_bytes) = read_link(store, location).await?;
-        let link = envelope.link;
+        let Head { link, believed, origin, shown, bytes: link_bytes } = read_link(store, location).await?;
         let version = match &location.version {
             None => link.current.clone(),
             Some(wanted) => {
@@ -51,13 +64,25 @@ impl Package {
         });
         let disks = disks.collect();
         let head_bytes = link_bytes + (manifest_bytes.len() + layout_bytes.len()) as u64;
-        Ok(Self { link, version, manifest, disks, origin, head_bytes })
+        Ok(Self { link, version, manifest, disks, origin, head_bytes, believed })
     }
 
     /// What the link said when the package was opened.
     #[must_use]
     pub const fn link(&self) -> &Link {
         &self.link
+    }
+
+    /// The key that signed the link.
+    #[must_use]
+    pub const fn signer(&self) -> Option<PublicKey> {
+        self.believed.signer
+    }
+
+    /// What the user should know about the link.
+    #[must_use]
+    pub fn notices(&self) -> &[Notice] {
+        &self.believed.notices
     }
 
     /// The version that was opened.
@@ -97,31 +122,47 @@ impl Package {
     }
 }
 
-/// Reads the link and finds the origin of its repository; also gives the link's place to be shown, and its bytes.
-async fn read_link(store: &Store, location: &Location) -> Result<(Envelope, Arc<dyn Origin>, String, u64), Error> {
-    let url = match &location.place {
-        Place::Url(url) => url.clone(),
+/// Reads the link, decides whether it is to be believed, and finds the origin of its repository.
+async fn read_link(store: &Store, location: &Location) -> Result<Head, Error> {
+    match &location.place {
+        Place::Url(url) => read_remote_link(store, url, location, None).await,
         Place::Path(path) => {
             let (dir, name) = split(path)?;
-            let local = DirOrigin::new(dir);
-            let bytes = local.object(&name, LINK_BYTES_MAX).await?;
-            let envelope = decode(&bytes, &local.locate(&name))?;
-            let Some(repository) = envelope.link.repositories.first() else {
-                return Ok((envelope, Arc::new(local), path.display().to_string(), bytes.len() as u64));
-            };
-            // A link file that was handed on is only a pointer: the canonical one knows the current version.
-            let url = repository.join(&link_path(&envelope.link.name));
-            url.map_err(|error| Error::network(repository.as_str(), error))?
+            let origin = DirOrigin::new(dir);
+            let bytes = origin.object(&name, LINK_BYTES_MAX).await?;
+            let shown = path.display().to_string();
+            let envelope = decode(&bytes, &shown)?;
+            if let Some(repository) = envelope.link.repositories.first() {
+                // A link file that was handed on is only a pointer: the canonical one knows the current version.
+                trust::check_pointer(path, &envelope)?;
+                let url = repository.join(&link_path(&envelope.link.name));
+                let url = url.map_err(|error| Error::network(repository.as_str(), error))?;
+                return read_remote_link(store, &url, location, Some(&envelope)).await;
+            }
+            let signer = store.trust().check_file(path, &envelope)?;
+            let believed = Believed { signer, notices: Vec::new() };
+            Ok(Head { link: envelope.link, believed, origin: Arc::new(origin), shown, bytes: bytes.len() as u64 })
         }
-    };
-    let bytes = fetch_link(store, &url).await?;
-    let envelope = decode(&bytes, &shown(&url))?;
+    }
+}
+
+async fn read_remote_link(
+    store: &Store,
+    url: &Url,
+    location: &Location,
+    pointer: Option<&Envelope>,
+) -> Result<Head, Error> {
+    let bytes = fetch_link(store, url).await?;
+    let envelope = decode(&bytes, &shown(url))?;
+    // Before anything that the link names is asked for.
+    let asked = Asked { url, pinned: location.version.is_some(), pointer };
+    let believed = store.trust().check(&asked, &envelope).await?;
     let base = match envelope.link.repositories.first() {
         Some(repository) => repository.clone(),
         None => url.join(".").map_err(|error| Error::network(url.as_str(), error))?,
     };
     let origin = Arc::new(HttpOrigin::new(store.client().clone(), base));
-    Ok((envelope, origin, shown(&url), bytes.len() as u64))
+    Ok(Head { link: envelope.link, believed, origin, shown: shown(url), bytes: bytes.len() as u64 })
 }
 
 async fn fetch_link(store: &Store, url: &Url) -> Result<Bytes, Error> {

@@ -9,6 +9,7 @@ use crate::image::Tiers;
 use crate::limits::RETRY_FOR;
 use crate::origin::{HttpClient, Origin, OriginTier};
 use crate::tier::Tier;
+use crate::trust::Trust;
 use crate::{Error, Location, Package};
 
 /// How a store is to be set up.
@@ -20,6 +21,8 @@ pub struct Options {
     pub disk: Option<(PathBuf, u64)>,
     /// How long a read is tried again when the origin fails.
     pub retry_for: Duration,
+    /// Which links are believed. By default nothing is remembered of them.
+    pub trust: Trust,
 }
 
 /// Caches and connections.
@@ -29,11 +32,12 @@ pub struct Store {
     memory: Arc<MemoryCache>,
     disk: Option<Arc<DiskCache>>,
     retry_for: Duration,
+    trust: Arc<Trust>,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { memory_bytes: 512 << 20, disk: None, retry_for: RETRY_FOR }
+        Self { memory_bytes: 512 << 20, disk: None, retry_for: RETRY_FOR, trust: Trust::default() }
     }
 }
 
@@ -48,13 +52,15 @@ impl Store {
             None => None,
         };
         let memory = Arc::new(MemoryCache::new(options.memory_bytes));
-        Ok(Self { client: HttpClient::new()?, memory, disk, retry_for: options.retry_for })
+        let trust = Arc::new(options.trust);
+        Ok(Self { client: HttpClient::new()?, memory, disk, retry_for: options.retry_for, trust })
     }
 
     /// Opens the package that a link names.
     ///
     /// # Errors
-    /// [`Error`] when link, manifest or layout cannot be had or are not what their digests say.
+    /// [`Error`] when link, manifest or layout cannot be had or are not what their digests say, or when the link is not to
+    /// be believed.
     pub async fn package(&self, location: &Location) -> Result<Package, Error> {
         Package::open(self, location).await
     }
@@ -77,6 +83,10 @@ impl Store {
 
     pub(crate) const fn retry_for(&self) -> Duration {
         self.retry_for
+    }
+
+    pub(crate) fn trust(&self) -> &Trust {
+        &self.trust
     }
 
     /// Puts the tiers before an origin: single flight, memory, disk, origin.

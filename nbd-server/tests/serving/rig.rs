@@ -70,7 +70,7 @@ impl Rig {
     ) -> Self {
         let repository = Repository::of(&source);
         let origin = BadServer::start(repository.root(), behave).await;
-        let options = Options { memory_bytes: 256 << 20, disk: None, retry_for: RETRY_FOR };
+        let options = Options { memory_bytes: 256 << 20, retry_for: RETRY_FOR, ..Options::default() };
         let store = Store::open(options).unwrap();
         let package = Arc::new(within(60, store.package(&origin.location())).await.unwrap());
         let exports = Exports::new();

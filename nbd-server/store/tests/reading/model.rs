@@ -26,7 +26,7 @@ const LITTLE: u64 = 300_000;
 /// A store; waits for its directory, which chunks that are still read ahead keep a moment longer than the store before.
 async fn store(memory_bytes: u64, cache_dir: Option<&Path>) -> Store {
     let disk = cache_dir.map(|dir| (dir.to_owned(), 64 << 20));
-    let options = Options { memory_bytes, disk, retry_for: Duration::from_secs(5) };
+    let options = Options { memory_bytes, disk, retry_for: Duration::from_secs(5), ..Options::default() };
     within(20, async {
         loop {
             match Store::open(options.clone()) {

@@ -23,7 +23,7 @@ const RETRY_FOR: Duration = Duration::from_secs(60);
 const DEADLINE_S: u64 = 120;
 
 fn store() -> Store {
-    Store::open(Options { memory_bytes: 64 << 20, disk: None, retry_for: RETRY_FOR }).unwrap()
+    Store::open(Options { memory_bytes: 64 << 20, retry_for: RETRY_FOR, ..Options::default() }).unwrap()
 }
 
 async fn open(server: &BadServer) -> Result<Package, Error> {
