@@ -4,7 +4,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use vmnetx_format::machine::MachineError;
-use vmnetx_format::{Digest, LinkError, ManifestError, Name, TreeError};
+use vmnetx_format::{Digest, KeyError, LinkError, ManifestError, Name, PublicKey, SignatureError, TreeError};
 use vmnetx_store::dir::DirError;
 use vmnetx_store::failure::{Class, Told};
 
@@ -108,6 +108,51 @@ pub enum Error {
     /// The link is signed, and what would be published is not.
     #[error("the link of {0} is signed, and publishing would drop its signature")]
     Signed(Name),
+    /// Another key has signed the link before.
+    #[error("the link of {name} is signed with {known}, and would be signed with {offered}")]
+    OtherKey {
+        /// The package.
+        name: Name,
+        /// The key that has signed it.
+        known: PublicKey,
+        /// The key that was to sign.
+        offered: PublicKey,
+    },
+    /// The link that was published has a signature that is none over it.
+    #[error("the link of {name} is forged or damaged")]
+    BadSignature {
+        /// The package.
+        name: Name,
+        /// What is wrong with it.
+        #[source]
+        source: SignatureError,
+    },
+    /// What is to be published says something else than the link, with no higher serial number.
+    #[error("the serial number of the link of {0} cannot be higher than it is")]
+    Serial(Name),
+    /// A key file that is none.
+    #[error("{}", path.display())]
+    Key {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        #[source]
+        source: KeyError,
+    },
+    /// A key file that is not its owner's alone.
+    #[error("the key file {} has mode {mode:03o}: others can read or change it", path.display())]
+    KeyExposed {
+        /// The file.
+        path: PathBuf,
+        /// Its mode.
+        mode: u32,
+    },
+    /// A key was to be made where there is a file already.
+    #[error("{} exists already, and a key is never replaced", .0.display())]
+    KeyExists(PathBuf),
+    /// The system has no random numbers.
+    #[error("take random numbers from the system")]
+    Random(#[source] io::Error),
     /// An index cannot be put together.
     #[error("write an index")]
     Tree(#[from] TreeError),
@@ -231,6 +276,9 @@ pub enum Damage {
     /// It is not there.
     #[error("it is missing")]
     Missing,
+    /// A link whose signature is none over it.
+    #[error("it is forged or damaged")]
+    Signature(#[from] SignatureError),
     /// A link that no publisher has written so.
     #[error("it is not laid out as a publisher writes it")]
     Form,
@@ -281,8 +329,10 @@ impl Told for Error {
                 Class::Usage
             }
             Self::Damaged { source, .. } | Self::Object { source, .. } | Self::Version { source, .. } => source.class(),
-            Self::Findings(_) | Self::Lost { .. } => Class::Integrity,
-            Self::Listen { .. } | Self::Runtime(_) => Class::Host,
+            Self::Key { .. } | Self::KeyExposed { .. } | Self::KeyExists(_) => Class::Usage,
+            Self::Findings(_) | Self::BadSignature { .. } | Self::Lost { .. } => Class::Integrity,
+            Self::Listen { .. } | Self::Runtime(_) | Self::Random(_) => Class::Host,
+            Self::OtherKey { .. } | Self::Serial(_) => Class::Failure,
             Self::DiskChanged { .. } | Self::Signed(_) | Self::Tree(_) | Self::Compress(_) => Class::Failure,
             Self::TooManyChunks | Self::Stopped => Class::Failure,
         }
@@ -311,7 +361,23 @@ impl Told for Error {
             Self::Damaged { .. } | Self::Object { .. } | Self::Version { .. } | Self::Lost { .. } => {
                 "`vmnetx-pack verify` finds all damage; bring it back from a mirror".into()
             }
-            Self::Signed(_) => "remove the link file first if readers no longer expect a signature".into(),
+            Self::Signed(_) => {
+                "say --sign-key with the key's file; to publish without a signature from now on, take it off first: \
+                 `vmnetx-pack sign REPO NAME --remove`"
+                    .into()
+            }
+            Self::OtherKey { .. } => {
+                "say --replace-key if that is so; readers who know the other key will have to be told".into()
+            }
+            Self::BadSignature { .. } => {
+                "somebody has changed the link: compare what it says with a mirror or a backup; --replace-key signs what \
+                 it says now"
+                    .into()
+            }
+            Self::KeyExposed { path, .. } => {
+                format!("if nobody else has seen it: chmod 600 {}; if somebody may have, make another key", path.display())
+            }
+            Self::KeyExists(_) => "give the name of a file that does not exist".into(),
             _ => return None,
         })
     }

@@ -6,13 +6,15 @@ use std::time::Duration;
 use serde::Serialize;
 use url::Url;
 use vmnetx_format::machine::Machine;
-use vmnetx_format::{Digest, Link, Manifest, Name, Title, Version};
+use vmnetx_format::{Digest, Link, Manifest, Name, PublicKey, Title, Version};
 use vmnetx_store::dir::RepositoryDir;
+use vmnetx_store::trust::Trust;
 use vmnetx_store::{Location, Options, Package, Store};
 
-use crate::Error;
 use crate::limits::INFO_RETRY_S;
 use crate::local::{LocalLink, Packs, images};
+use crate::remote::open;
+use crate::{Error, Progress};
 
 /// A package and one of its versions.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -24,6 +26,9 @@ pub struct PackageInfo {
     pub title: Option<Title>,
     /// The link's serial number.
     pub serial: u64,
+    /// Its signature.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub signature: Option<SignatureInfo>,
     /// Where its repository can be read.
     pub repositories: Vec<Url>,
     /// The versions that the link names, the current one first.
@@ -34,6 +39,15 @@ pub struct PackageInfo {
     pub machine: Machine,
     /// The disks.
     pub disks: Vec<DiskInfo>,
+}
+
+/// The signature of a link.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct SignatureInfo {
+    /// The key that the link says it is signed with.
+    pub key: PublicKey,
+    /// Whether it really is.
+    pub good: bool,
 }
 
 /// A version that a link names.
@@ -90,15 +104,18 @@ pub struct ListedPackage {
     pub disk_bytes: u64,
 }
 
-/// Describes the package that `location` names.
+/// Describes the package that `location` names. Unless `trust` demands a key, a bad signature in a repository of this host
+/// is no error but told: its publisher wants to see what the link says.
 ///
 /// # Errors
-/// [`Error`] when its link, manifest or index cannot be read.
-pub fn info(location: &Location) -> Result<PackageInfo, Error> {
+/// [`Error`] when its link, manifest or index cannot be read, or the link is not to be believed.
+pub fn info(location: &Location, trust: &Trust, progress: &dyn Progress) -> Result<PackageInfo, Error> {
     let Some(found) = LocalLink::find(location)? else {
-        let package = remote(location)?;
-        return Ok(describe(package.link(), package.version(), package.manifest(), &[]));
+        let package = remote(location, trust, progress)?;
+        let signature = package.signer().map(|key| SignatureInfo { key, good: true });
+        return Ok(describe(package.link(), signature, package.version(), package.manifest(), &[]));
     };
+    found.demand(trust)?;
     let version = found.version(location)?;
     let manifest = found.repository.manifest(version)?;
     let unreadable = |source| Error::Version { link: location.to_string(), source: Box::new(source) };
@@ -117,7 +134,10 @@ pub fn info(location: &Location) -> Result<PackageInfo, Error> {
         sum.stored_bytes = distinct.values().map(|&bytes| u64::from(bytes)).sum();
         stored.push(sum);
     }
-    Ok(describe(&found.envelope.link, version, &manifest, &stored))
+    let signature = found.envelope.signature.as_ref();
+    let good = found.envelope.signer().is_ok();
+    let signature = signature.map(|signature| SignatureInfo { key: signature.claimed_key(), good });
+    Ok(describe(&found.envelope.link, signature, version, &manifest, &stored))
 }
 
 /// The packages of a repository, in the order of their names.
@@ -144,14 +164,21 @@ pub fn list(repository: &RepositoryDir) -> Result<Vec<ListedPackage>, Error> {
     Ok(listed)
 }
 
-/// Opens a package of a repository that is not on this host.
-pub(crate) fn remote(location: &Location) -> Result<Package, Error> {
+/// Opens a package of a repository that is not on this host, and says what the user should know about its link.
+pub(crate) fn remote(location: &Location, trust: &Trust, progress: &dyn Progress) -> Result<Package, Error> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Error::Runtime)?;
-    let store = Store::open(Options { retry_for: Duration::from_secs(INFO_RETRY_S), ..Options::default() })?;
-    Ok(runtime.block_on(store.package(location))?)
+    let (retry_for, trust) = (Duration::from_secs(INFO_RETRY_S), trust.clone());
+    let store = Store::open(Options { retry_for, trust, ..Options::default() })?;
+    Ok(open(&runtime, &store, location, progress)?)
 }
 
-fn describe(link: &Link, version: &Version, manifest: &Manifest, stored: &[StoredInfo]) -> PackageInfo {
+fn describe(
+    link: &Link,
+    signature: Option<SignatureInfo>,
+    version: &Version,
+    manifest: &Manifest,
+    stored: &[StoredInfo],
+) -> PackageInfo {
     let disk = |(index, disk): (usize, &vmnetx_format::Disk)| DiskInfo {
         name: disk.name.clone(),
         size_bytes: disk.size_bytes,
@@ -161,6 +188,7 @@ fn describe(link: &Link, version: &Version, manifest: &Manifest, stored: &[Store
         name: link.name.clone(),
         title: link.title.clone(),
         serial: link.serial,
+        signature,
         repositories: link.repositories.clone(),
         versions: link
             .versions()

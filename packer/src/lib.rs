@@ -6,6 +6,7 @@ mod disk;
 mod error;
 mod export;
 mod info;
+mod keys;
 mod local;
 mod media;
 mod progress;
@@ -13,6 +14,7 @@ mod prune;
 mod reach;
 mod remote;
 mod serve;
+mod signing;
 mod verify;
 mod versions;
 
@@ -24,10 +26,12 @@ pub use build::{BaseOptions, BuildOptions, BuildReport, DiskReport, LEVEL_DEFAUL
 pub use disk::{ChainFile, DiskError, DiskFile, DiskFormat, FilePart, NbdError};
 pub use error::{Damage, Error};
 pub use export::{ExportOptions, ExportReport, Output, export};
-pub use info::{DiskInfo, ListedPackage, PackageInfo, StoredInfo, VersionInfo, info, list};
+pub use info::{DiskInfo, ListedPackage, PackageInfo, SignatureInfo, StoredInfo, VersionInfo, info, list};
+pub use keys::{KeyReport, generate_key, read_key};
 pub use progress::{Progress, Silent};
 pub use prune::{Objects, PruneOptions, PruneReport, prune};
 pub use serve::Server;
+pub use signing::{SignReport, Signing, sign};
 pub use verify::{Affected, Depth, Finding, VerifyReport, verify_link, verify_remote, verify_repository};
 pub use versions::{
     DiffReport, DiskDiff, LinkOptions, LinkReport, LogEntry, LogReport, Part, RetainOptions, State, VersionName, diff,

@@ -8,9 +8,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use vmnetx_format::limits::{INNER_FANOUT, LEAF_BLOCKS};
 use vmnetx_format::{
     BLOCK_BYTES, ContentInner, ContentLeaf, Digest, Envelope, Geometry, LINK_SUFFIX, LayoutInner, LayoutLeaf,
-    LayoutObject, LeafChunk, Manifest, Name, NodePlace, Place, Roots, TreeError, Version, decode_frame,
+    LayoutObject, LeafChunk, Manifest, Name, NodePlace, Place, PublicKey, Roots, TreeError, Version, decode_frame,
+    link_path,
 };
 use vmnetx_store::dir::{DirError, PackFile, RepositoryDir};
+use vmnetx_store::trust::Trust;
 use vmnetx_store::{Location, Place as LinkPlace};
 
 use crate::limits::PACKS_OPEN;
@@ -70,6 +72,18 @@ impl LocalLink {
         };
         let envelope = repository.link(&name)?;
         Ok(envelope.map(|envelope| Self { repository, envelope }))
+    }
+
+    /// The key that signed the link, which must be one that `trust` demands if it does. Nothing is remembered of links on
+    /// this host: they are the word of whoever may write there.
+    pub(crate) fn signer(&self, trust: &Trust) -> Result<Option<PublicKey>, Error> {
+        let file = self.repository.root().join(link_path(&self.envelope.link.name));
+        trust.check_file(&file, &self.envelope).map_err(|error| Error::Read(error.into()))
+    }
+
+    /// Whether the link is signed with a key that `trust` demands, if it demands one. A bad signature is of no matter else.
+    pub(crate) fn demand(&self, trust: &Trust) -> Result<(), Error> {
+        if trust.keys.is_empty() { Ok(()) } else { self.signer(trust).map(drop) }
     }
 
     /// The version that `location` asks for.

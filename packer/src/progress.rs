@@ -12,6 +12,9 @@ pub trait Progress: Sync {
     /// So many more bytes are done.
     fn advance(&self, bytes: u64);
 
+    /// Something that the user should know, though all is as it should be.
+    fn note(&self, text: &str);
+
     /// Something that the user should know, though it stops nothing.
     fn warn(&self, text: &str);
 
@@ -27,6 +30,8 @@ impl Progress for Silent {
     fn total(&self, _bytes: u64) {}
 
     fn advance(&self, _bytes: u64) {}
+
+    fn note(&self, _text: &str) {}
 
     fn warn(&self, _text: &str) {}
 

@@ -63,6 +63,9 @@ impl Reach {
                     if stored.is_ok_and(|stored| stored != envelope.encode()) {
                         reach.broken(object, Damage::Form, None);
                     }
+                    if let Err(error) = envelope.signer() {
+                        reach.broken(link_path(name), error, None);
+                    }
                     reach.add(repository, &packs, &envelope.link);
                 }
             }

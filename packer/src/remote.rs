@@ -3,10 +3,12 @@
 use std::sync::Arc;
 
 use futures_util::{Stream, stream};
-use vmnetx_store::{Image, Options, Store};
+use tokio::runtime::Runtime;
+use vmnetx_store::trust::Trust;
+use vmnetx_store::{Image, Location, Options, Package, Store};
 
-use crate::Error;
 use crate::limits::REMOTE_READ_BYTES;
+use crate::{Error, Progress};
 
 /// Bytes of the memory tier: each chunk is read once, and the few that are met again soon are worth keeping.
 const MEMORY_BYTES: u64 = 64 << 20;
@@ -18,8 +20,22 @@ const EXTENTS_MAX: usize = 64;
 pub(crate) type Range = (u64, u64);
 
 /// A store for reading everything once.
-pub(crate) fn once_store() -> Result<Store, Error> {
-    Ok(Store::open(Options { memory_bytes: MEMORY_BYTES, ..Options::default() })?)
+pub(crate) fn once_store(trust: &Trust) -> Result<Store, Error> {
+    Ok(Store::open(Options { memory_bytes: MEMORY_BYTES, trust: trust.clone(), ..Options::default() })?)
+}
+
+/// Opens a package, and says what the user should know about its link.
+pub(crate) fn open(
+    runtime: &Runtime,
+    store: &Store,
+    location: &Location,
+    progress: &dyn Progress,
+) -> Result<Package, vmnetx_store::Error> {
+    let package = runtime.block_on(store.package(location))?;
+    for notice in package.notices() {
+        if notice.is_warning() { progress.warn(&notice.to_string()) } else { progress.note(&notice.to_string()) }
+    }
+    Ok(package)
 }
 
 /// The ranges of an image that are stored, in order, each at most [`REMOTE_READ_BYTES`] long.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use tempfile::TempDir;
 use vmnetx_format::machine::Machine;
-use vmnetx_pack::{BuildOptions, DiskFile, LEVEL_DEFAULT, Silent, build};
+use vmnetx_pack::{BuildOptions, DiskFile, LEVEL_DEFAULT, Signing, Silent, build};
 use vmnetx_store::dir::Wait;
 use vmnetx_store::{Image, Location, Options, Package, Store};
 
@@ -56,6 +56,7 @@ impl Published {
             chunker: None,
             keep: None,
             level: LEVEL_DEFAULT,
+            signing: Signing::default(),
             wait: Wait::No,
         }
     }

@@ -124,6 +124,12 @@ impl Envelope {
         Self { signature, ..self }
     }
 
+    /// The same link without a signature.
+    #[must_use]
+    pub fn without_signature(self) -> Self {
+        Self { signature: None, ..self }
+    }
+
     /// The key that signed the link; nothing if it is not signed.
     ///
     /// # Errors

@@ -13,7 +13,7 @@ use serde::Serialize;
 use url::Url;
 use vmnetx_format::limits::DISKS_MAX;
 use vmnetx_format::machine::Machine;
-use vmnetx_format::{Chunker, Digest, Disk, Envelope, Manifest, Name, Title};
+use vmnetx_format::{Chunker, Digest, Disk, Envelope, Manifest, Name, PublicKey, Title};
 use vmnetx_store::dir::{Publisher, RepositoryDir, Wait};
 
 use self::inputs::Inputs;
@@ -21,7 +21,7 @@ pub use self::inputs::{BaseOptions, DiskReport};
 use self::pipeline::{Input, Job};
 use crate::catalogue::Known;
 use crate::disk::DiskFile;
-use crate::{Error, Progress};
+use crate::{Error, Progress, Signing};
 
 /// zstd level of chunks unless the publisher says otherwise; `docs/decisions/` has the measurement.
 pub const LEVEL_DEFAULT: i32 = 4;
@@ -51,6 +51,8 @@ pub struct BuildOptions {
     pub keep: Option<usize>,
     /// zstd level of chunks, 1 to 22.
     pub level: i32,
+    /// Who signs the link.
+    pub signing: Signing,
     /// Whether to wait for another publisher.
     pub wait: Wait,
 }
@@ -70,6 +72,9 @@ pub struct BuildReport {
     pub layout: Digest,
     /// The link's serial number.
     pub serial: u64,
+    /// The key that has signed the link.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub key: Option<PublicKey>,
     /// What each disk was read from.
     pub disks: Vec<DiskReport>,
     /// Bytes of all disks.
@@ -107,9 +112,7 @@ pub fn build(options: &BuildOptions, progress: &dyn Progress) -> Result<BuildRep
     let publisher = publisher.lock(options.wait)?;
     let repository = publisher.repository();
     let before = repository.link(&options.name)?;
-    if before.as_ref().is_some_and(|envelope| envelope.signature.is_some()) {
-        return Err(Error::Signed(options.name.clone()));
-    }
+    options.signing.check(before.as_ref())?;
     let inputs = match (whole, &options.base) {
         (None, Some(base)) => Inputs::over(options, base, repository, before.as_ref(), progress)?,
         (whole, _) => whole.ok_or(Error::Stopped)?,

@@ -8,7 +8,7 @@ use vmnetx_store::dir::Publisher;
 use super::pipeline::Built;
 use super::{BuildOptions, BuildReport, DiskReport};
 use crate::Error;
-use crate::versions::{keep, replace, succeed};
+use crate::versions::{keep, succeed};
 
 /// Writes manifest and layout object and replaces the link, unless it says all of that already.
 pub(super) fn publish(
@@ -30,15 +30,18 @@ pub(super) fn publish(
         published_unix_s: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()),
         pinned: false,
     };
-    let old = before.as_ref().map(|envelope| &envelope.link);
-    let new = next_link(options, old, version);
-    let published = old != Some(&new);
+    let new = next_link(options, before.as_ref().map(|envelope| &envelope.link), version);
+    let envelope = options.signing.successor(before.as_ref(), new.clone())?;
+    let says_more = before.as_ref().is_none_or(|before| before.link != new);
+    let published = says_more || before.is_some_and(|before| before.signature != envelope.signature);
     // Also when nothing is published: what may have been damaged is whole again then.
     publisher.put(&manifest_path(&new.current.manifest), &new.current.manifest, &manifest_bytes)?;
     publisher.put(&layout_path(&new.current.layout), &new.current.layout, &layout_bytes)?;
     let mut written_bytes = counts.written_bytes;
     if published {
-        replace(publisher, before.as_ref(), new.clone())?;
+        publisher.replace_link(&envelope)?;
+    }
+    if says_more {
         written_bytes += new.current.manifest_bytes + new.current.layout_bytes;
     }
     let disk_bytes = manifest.disks.iter().map(|disk| disk.size_bytes).sum();
@@ -49,6 +52,7 @@ pub(super) fn publish(
         version: new.current.manifest,
         layout: new.current.layout,
         serial: new.serial,
+        key: options.signing.public_key(),
         disks,
         disk_bytes,
         kept_bytes: counts.kept_bytes,

@@ -14,6 +14,7 @@ use vmnetx_store::size::parse_size_bytes;
 use super::domain;
 use super::output::{put, put_json, shown_bytes};
 use super::progress::Shown;
+use super::sign::SigningArgs;
 use crate::domain::{Description, DiskFiles, DropPath};
 use crate::{BaseOptions, BuildOptions, BuildReport, DiskFile, DiskFormat, Error, LEVEL_DEFAULT, VersionName, build};
 
@@ -72,6 +73,8 @@ pub(super) struct Args {
     /// The zstd level of chunks.
     #[arg(long, value_name = "LEVEL", default_value_t = LEVEL_DEFAULT, value_parser = clap::value_parser!(i32).range(1..=22))]
     level: i32,
+    #[command(flatten)]
+    signing: SigningArgs,
     /// Wait if another publisher works in REPO.
     #[arg(long)]
     wait: bool,
@@ -138,6 +141,7 @@ fn options(args: Args) -> Result<(BuildOptions, Option<Description>), Error> {
         chunker: chunker.map_err(|error| Error::Usage(error.to_string()))?,
         keep: args.keep,
         level: args.level,
+        signing: args.signing.signing()?,
         wait: if args.wait { Wait::Yes } else { Wait::No },
     };
     Ok((options, domain))
@@ -226,6 +230,9 @@ fn print(report: &BuildReport) {
     }
     put(&format!("version   {version}"));
     put(&format!("link      {}", report.link.display()));
+    if let Some(key) = report.key {
+        put(&format!("signed    with {key}"));
+    }
     let [data, zero, new, written] =
         [report.data_bytes, report.zero_bytes, report.new_bytes, report.written_bytes].map(shown_bytes);
     let kept =

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use vmnetx_store::Location;
+use vmnetx_store::trust::TrustArgs;
 
 use super::output::{put, put_json, say, shown_bytes};
 use super::progress::Shown;
@@ -17,6 +18,8 @@ pub(super) struct Args {
     disk: String,
     /// The file to write, sparse; '-' writes to standard output.
     out: PathBuf,
+    #[command(flatten)]
+    trust: TrustArgs,
     /// Replace OUT if it exists.
     #[arg(long)]
     force: bool,
@@ -35,7 +38,8 @@ pub(super) fn run(args: Args) -> Result<(), Error> {
     }
     let out = if to_stdout { Output::Stdout } else { Output::File { path: args.out.clone(), force: args.force } };
     let progress = Shown::new("exported", args.json || args.quiet);
-    let report = export(&ExportOptions { link: args.link, disk: args.disk, out }, &progress)?;
+    let trust = args.trust.trust();
+    let report = export(&ExportOptions { link: args.link, disk: args.disk, out, trust }, &progress)?;
     drop(progress);
     if args.json {
         put_json(&report);

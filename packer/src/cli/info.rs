@@ -1,22 +1,28 @@
 //! `info`: describes a package.
 
 use vmnetx_store::Location;
+use vmnetx_store::trust::TrustArgs;
 
 use super::output::{put, put_json, shown_bytes, shown_time};
-use crate::{DiskInfo, Error, PackageInfo, info};
+use super::progress::Shown;
+use crate::{DiskInfo, Error, PackageInfo, SignatureInfo, info};
 
 /// Describe the package that LINK names: its versions, machine and disks.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     /// An http(s) or vmnetx+http(s) URL, or a path to a link file; #b3=DIGEST asks for one version.
     link: Location,
+    #[command(flatten)]
+    trust: TrustArgs,
     /// Print one JSON object.
     #[arg(long)]
     json: bool,
 }
 
 pub(super) fn run(args: &Args) -> Result<(), Error> {
-    let found = info(&args.link)?;
+    let progress = Shown::new("read", args.json);
+    let found = info(&args.link, &args.trust.trust(), &progress)?;
+    drop(progress);
     if args.json {
         put_json(&found)
     } else {
@@ -31,6 +37,11 @@ fn print(found: &PackageInfo) {
         put(&format!("title     {title}"));
     }
     put(&format!("serial    {}", found.serial));
+    match &found.signature {
+        None => put("signature none"),
+        Some(SignatureInfo { key, good: true }) => put(&format!("signature good, with {key}")),
+        Some(SignatureInfo { key, good: false }) => put(&format!("signature BAD: not made with {key} over this link")),
+    }
     for url in &found.repositories {
         put(&format!("at        {url}"));
     }

@@ -1,8 +1,10 @@
 //! `log`: the versions of a package.
 
 use vmnetx_store::Location;
+use vmnetx_store::trust::TrustArgs;
 
 use super::output::{put, put_json, shown_bytes, shown_time};
+use super::progress::Shown;
 use crate::{Error, State, log};
 
 /// List the versions of the package that LINK names, and what each added to those before it.
@@ -10,13 +12,17 @@ use crate::{Error, State, log};
 pub(super) struct Args {
     /// An http(s) or vmnetx+http(s) URL, or a path to a link file.
     link: Location,
+    #[command(flatten)]
+    trust: TrustArgs,
     /// Print one JSON object.
     #[arg(long)]
     json: bool,
 }
 
 pub(super) fn run(args: &Args) -> Result<(), Error> {
-    let report = log(&args.link)?;
+    let progress = Shown::new("read", args.json);
+    let report = log(&args.link, &args.trust.trust(), &progress)?;
+    drop(progress);
     if args.json {
         put_json(&report);
         return Ok(());

@@ -6,6 +6,7 @@ mod diff;
 mod domain;
 mod export;
 mod info;
+mod keygen;
 mod list;
 mod log;
 mod output;
@@ -14,6 +15,7 @@ mod prune;
 mod retain;
 mod rollback;
 mod serve;
+mod sign;
 mod verify;
 
 use std::process::ExitCode;
@@ -45,6 +47,8 @@ enum Command {
     Verify(verify::Args),
     Export(export::Args),
     Serve(serve::Args),
+    Keygen(keygen::Args),
+    Sign(sign::Args),
 }
 
 /// Runs a command to its end and tells of its failure.
@@ -77,5 +81,7 @@ pub fn run(args: Args) -> Result<(), Error> {
         Command::Verify(args) => verify::run(&args),
         Command::Export(args) => export::run(args),
         Command::Serve(args) => serve::run(&args),
+        Command::Keygen(args) => keygen::run(&args),
+        Command::Sign(args) => sign::run(&args),
     }
 }

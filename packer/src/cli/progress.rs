@@ -18,6 +18,7 @@ const LINE_INTERVAL: Duration = Duration::from_secs(10);
 pub(super) struct Shown {
     verb: &'static str,
     bar: ProgressBar,
+    hidden: bool,
     /// When the next line is due; nothing on a terminal and when progress is hidden.
     next_line: Option<Mutex<Instant>>,
 }
@@ -35,7 +36,7 @@ impl Shown {
         }
         bar.set_message(verb);
         let next_line = (!terminal && !hidden).then(|| Mutex::new(Instant::now() + LINE_INTERVAL));
-        Self { verb, bar, next_line }
+        Self { verb, bar, hidden, next_line }
     }
 }
 
@@ -59,6 +60,12 @@ impl Progress for Shown {
         let left_s = total.saturating_sub(done) as f64 / rate.max(1.0);
         let [done, total, rate] = [done, total, rate as u64].map(shown_bytes);
         say(&format!("{} {done} of {total}, {rate}/s, {left_s:.0} s left", self.verb));
+    }
+
+    fn note(&self, text: &str) {
+        if !self.hidden {
+            self.bar.suspend(|| say(&format!("note: {text}")));
+        }
     }
 
     fn warn(&self, text: &str) {

@@ -6,6 +6,7 @@ use vmnetx_format::Name;
 use vmnetx_store::dir::Wait;
 
 use super::output::{put_json, put_link};
+use super::sign::SigningArgs;
 use crate::{Error, LinkOptions, RetainOptions, VersionName, retain};
 
 /// Say which earlier versions of the package NAME can still be read.
@@ -19,6 +20,8 @@ pub(super) struct Args {
     name: Name,
     #[command(flatten)]
     wishes: Wishes,
+    #[command(flatten)]
+    signing: SigningArgs,
     /// Wait if another publisher works in REPO.
     #[arg(long)]
     wait: bool,
@@ -46,7 +49,7 @@ struct Wishes {
 
 pub(super) fn run(args: Args) -> Result<(), Error> {
     let wait = if args.wait { Wait::Yes } else { Wait::No };
-    let options = LinkOptions { repository: args.repo, name: args.name, wait };
+    let options = LinkOptions { repository: args.repo, name: args.name, signing: args.signing.signing()?, wait };
     let Wishes { keep, pin, unpin, give_up } = args.wishes;
     let report = retain(&options, &RetainOptions { keep, pin, unpin, give_up })?;
     if args.json {

@@ -6,6 +6,7 @@ use vmnetx_format::Name;
 use vmnetx_store::dir::Wait;
 
 use super::output::{put_json, put_link};
+use super::sign::SigningArgs;
 use crate::{Error, LinkOptions, VersionName, roll_back};
 
 /// Make an earlier version of the package NAME current again; the one that is current now stays retained.
@@ -17,6 +18,8 @@ pub(super) struct Args {
     name: Name,
     /// The version: the first digits of its digest, as `log` shows them.
     version: VersionName,
+    #[command(flatten)]
+    signing: SigningArgs,
     /// Wait if another publisher works in REPO.
     #[arg(long)]
     wait: bool,
@@ -27,7 +30,7 @@ pub(super) struct Args {
 
 pub(super) fn run(args: Args) -> Result<(), Error> {
     let wait = if args.wait { Wait::Yes } else { Wait::No };
-    let options = LinkOptions { repository: args.repo, name: args.name, wait };
+    let options = LinkOptions { repository: args.repo, name: args.name, signing: args.signing.signing()?, wait };
     let report = roll_back(&options, &args.version)?;
     if args.json {
         put_json(&report);

@@ -2,8 +2,9 @@
 
 use std::path::Path;
 
-use vmnetx_format::{LINK_SUFFIX, Name};
+use vmnetx_format::{LINK_SUFFIX, Name, link_path};
 use vmnetx_store::dir::RepositoryDir;
+use vmnetx_store::trust::{Trust, TrustArgs};
 use vmnetx_store::{Location, Place};
 
 use super::output::{put, put_json, say, shown_bytes};
@@ -19,6 +20,8 @@ pub(super) struct Args {
     /// current version is verified, or the one that #b3=DIGEST asks for.
     #[arg(value_name = "LINK|REPO")]
     target: Location,
+    #[command(flatten)]
+    trust: TrustArgs,
     /// Read the index, and compare it with what the packs say of themselves, but read no chunks.
     #[arg(long)]
     quick: bool,
@@ -35,16 +38,22 @@ pub(super) struct Args {
 
 pub(super) fn run(args: &Args) -> Result<(), Error> {
     let progress = Shown::new("verified", args.json || args.quiet);
+    let trust = args.trust.trust();
     let depth = match args.sample {
         _ if args.quick => Depth::Part(0.0),
         Some(percent) => Depth::Part(percent / 100.0),
         None => Depth::Deep,
     };
     let report = match &args.target.place {
-        Place::Url(_) => verify_remote(&args.target, depth, &progress)?,
-        Place::Path(path) if path.is_dir() => verify_repository(&RepositoryDir::open(path)?, depth, &progress)?,
+        Place::Url(_) => verify_remote(&args.target, depth, &trust, &progress)?,
+        Place::Path(path) if path.is_dir() => {
+            let repository = RepositoryDir::open(path)?;
+            demand(&trust, &repository, &repository.links()?)?;
+            verify_repository(&repository, depth, &progress)?
+        }
         Place::Path(path) => {
             let (repository, name) = link(path)?;
+            demand(&trust, &repository, std::slice::from_ref(&name))?;
             verify_link(&repository, &name, depth, &progress)?
         }
     };
@@ -64,6 +73,17 @@ pub(super) fn run(args: &Args) -> Result<(), Error> {
 fn parse_percent(text: &str) -> Result<f64, String> {
     let percent: f64 = text.trim_end_matches('%').parse().map_err(|_| "it is no number".to_owned())?;
     if (0.0..=100.0).contains(&percent) { Ok(percent) } else { Err("it is not between 0 and 100".to_owned()) }
+}
+
+/// Compares the keys of links on this host with those that the user demands. Everything else about them is for the report.
+fn demand(trust: &Trust, repository: &RepositoryDir, names: &[Name]) -> Result<(), Error> {
+    for name in names.iter().filter(|_| !trust.keys.is_empty()) {
+        if let Some(envelope) = repository.link(name)? {
+            let checked = trust.check_file(&repository.root().join(link_path(name)), &envelope);
+            checked.map_err(|error| Error::Read(error.into()))?;
+        }
+    }
+    Ok(())
 }
 
 fn link(path: &Path) -> Result<(RepositoryDir, Name), Error> {

@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use serde::Serialize;
 use vmnetx_format::{Digest, Manifest};
 use vmnetx_store::Location;
+use vmnetx_store::trust::Trust;
 
 use self::target::Target;
 use crate::local::{LocalLink, Packs, images};
@@ -23,6 +24,8 @@ pub struct ExportOptions {
     pub disk: String,
     /// Where the image goes.
     pub out: Output,
+    /// Which links are believed.
+    pub trust: Trust,
 }
 
 /// Where an exported image goes.
@@ -59,6 +62,7 @@ pub struct ExportReport {
 pub fn export(options: &ExportOptions, progress: &dyn Progress) -> Result<ExportReport, Error> {
     let target = Target::open(&options.out)?;
     let Some(found) = LocalLink::find(&options.link)? else { return remote::export(options, target, progress) };
+    found.signer(&options.trust)?;
     let version = found.version(&options.link)?;
     let manifest = found.repository.manifest(version)?;
     let disk = disk_position(&manifest, options)?;

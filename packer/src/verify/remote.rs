@@ -5,24 +5,30 @@ use std::sync::Arc;
 use futures_util::StreamExt;
 use vmnetx_format::Digest;
 use vmnetx_store::failure::{Class, Told};
+use vmnetx_store::trust::{Trust, TrustError};
 use vmnetx_store::{Image, Location};
 
 use super::{Affected, Depth, Findings, VerifyReport, told};
 use crate::limits::REMOTE_READS;
-use crate::remote::{once_store, stored_ranges};
+use crate::remote::{once_store, open, stored_ranges};
 use crate::{Error, Progress};
 
 /// Verifies the version that a link on a web server names: its link, manifest, index and every chunk. What lies beside it
 /// in the repository, and the digests of whole packs, are for [`super::verify_repository`].
 ///
 /// # Errors
-/// [`Error`] when the server cannot be reached. Damage is no error here: see [`VerifyReport::findings`].
-pub fn verify_remote(location: &Location, depth: Depth, progress: &dyn Progress) -> Result<VerifyReport, Error> {
+/// [`Error`] when the server cannot be reached, or the link is not to be believed. Damage is no error here: see
+/// [`VerifyReport::findings`].
+pub fn verify_remote(
+    location: &Location,
+    depth: Depth,
+    trust: &Trust,
+    progress: &dyn Progress,
+) -> Result<VerifyReport, Error> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(Error::Runtime)?;
     let findings = Findings::default();
     let mut report = VerifyReport { links: 1, versions: 1, ..VerifyReport::default() };
-    let store = once_store()?;
-    match runtime.block_on(store.package(location)) {
+    match open(&runtime, &once_store(trust)?, location, progress) {
         Ok(package) => {
             progress.total(package.disks().iter().map(|disk| disk.size_bytes()).sum());
             let version = package.version().manifest;
@@ -31,10 +37,16 @@ pub fn verify_remote(location: &Location, depth: Depth, progress: &dyn Progress)
                 report.read_bytes += runtime.block_on(disk.verify(progress))?;
             }
         }
+        // What is known of the link on this host is not the link's damage.
+        Err(error @ vmnetx_store::Error::Trust(_)) if !is_bad_signature(&error) => return Err(error.into()),
         Err(error) => findings.add(location.to_string(), told_damage(error)?, None),
     }
     report.take(&findings);
     Ok(report)
+}
+
+fn is_bad_signature(error: &vmnetx_store::Error) -> bool {
+    matches!(error, vmnetx_store::Error::Trust(TrustError::BadSignature { .. }))
 }
 
 struct Disk<'a> {

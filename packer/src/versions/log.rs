@@ -5,10 +5,11 @@ use std::collections::HashSet;
 use serde::Serialize;
 use vmnetx_format::{Digest, Name, Version};
 use vmnetx_store::Location;
+use vmnetx_store::trust::Trust;
 
 use crate::info::remote;
 use crate::local::{LocalLink, Packs, images};
-use crate::{Error, Part};
+use crate::{Error, Part, Progress};
 
 /// The versions of a package.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -50,13 +51,14 @@ pub enum State {
 /// Lists the versions of the package that `location` names.
 ///
 /// # Errors
-/// [`Error`] when its link or an index cannot be read.
-pub fn log(location: &Location) -> Result<LogReport, Error> {
+/// [`Error`] when its link or an index cannot be read, or the link is not to be believed.
+pub fn log(location: &Location, trust: &Trust, progress: &dyn Progress) -> Result<LogReport, Error> {
     let Some(found) = LocalLink::find(location)? else {
-        let link = remote(location)?.link().clone();
+        let link = remote(location, trust, progress)?.link().clone();
         let versions = link.versions().enumerate().map(|(index, version)| entry(index, version, None)).collect();
         return Ok(LogReport { name: link.name, serial: link.serial, versions });
     };
+    found.demand(trust)?;
     let link = &found.envelope.link;
     let mut oldest_first: Vec<(usize, &Version)> = link.versions().enumerate().collect();
     oldest_first.sort_by_key(|(index, version)| (version.published_unix_s, usize::MAX - index));

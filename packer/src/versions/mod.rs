@@ -8,8 +8,8 @@ mod version_name;
 use std::path::PathBuf;
 
 use serde::Serialize;
-use vmnetx_format::{Digest, Envelope, Link, Name, link_path};
-use vmnetx_store::dir::{Publisher, RepositoryDir, Wait};
+use vmnetx_format::{Digest, Link, Name, link_path};
+use vmnetx_store::dir::{RepositoryDir, Wait};
 
 pub(crate) use self::history::{keep, succeed};
 
@@ -17,7 +17,7 @@ pub use self::diff::{DiffReport, DiskDiff, Part, diff};
 pub use self::log::{LogEntry, LogReport, State, log};
 pub use self::version_name::VersionName;
 
-use crate::Error;
+use crate::{Error, Signing};
 
 /// The link whose versions are to be changed.
 #[derive(Debug, Clone)]
@@ -26,6 +26,8 @@ pub struct LinkOptions {
     pub repository: PathBuf,
     /// The package's name.
     pub name: Name,
+    /// Who signs the link.
+    pub signing: Signing,
     /// Whether to wait for another publisher.
     pub wait: Wait,
 }
@@ -97,28 +99,24 @@ fn change(options: &LinkOptions, make: impl FnOnce(&Link) -> Result<Link, Error>
     let before = before
         .ok_or_else(|| Error::NoSuchPackage { repository: options.repository.clone(), name: options.name.clone() })?;
     let mut new = make(&before.link)?;
-    let published = new != before.link;
-    if published {
+    let says_more = new != before.link;
+    if says_more {
         new.serial = before.link.serial.saturating_add(1);
-        replace(&publisher, Some(&before), new.clone())?;
+    }
+    let after = options.signing.successor(Some(&before), new.clone())?;
+    let published = says_more || after.signature != before.signature;
+    if published {
+        publisher.replace_link(&after)?;
     }
     let named = |link: &Link| link.versions().map(|version| version.manifest).collect::<Vec<_>>();
-    let after = named(&new);
+    let versions = named(&new);
     Ok(LinkReport {
         link: publisher.repository().root().join(link_path(&new.name)),
         published,
         serial: new.serial,
         current: new.current.manifest,
-        retained: after.iter().skip(1).copied().collect(),
-        given_up: named(&before.link).into_iter().filter(|version| !after.contains(version)).collect(),
+        retained: versions.iter().skip(1).copied().collect(),
+        given_up: named(&before.link).into_iter().filter(|version| !versions.contains(version)).collect(),
         name: new.name,
     })
-}
-
-/// Replaces a link by the next one.
-pub(crate) fn replace(publisher: &Publisher, before: Option<&Envelope>, new: Link) -> Result<(), Error> {
-    if before.is_some_and(|envelope| envelope.signature.is_some()) {
-        return Err(Error::Signed(new.name));
-    }
-    Ok(publisher.replace_link(&Envelope::unsigned(new)?)?)
 }

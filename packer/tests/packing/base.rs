@@ -24,6 +24,8 @@ impl Progress for Read {
         self.0.fetch_add(bytes, Ordering::Relaxed);
     }
 
+    fn note(&self, _text: &str) {}
+
     fn warn(&self, _text: &str) {}
 
     fn reads(&self, _disk: &Name, _files: &[ChainFile]) {}

@@ -125,7 +125,7 @@ fn failures_have_their_exit_codes_and_leave_stdout_empty() {
     let image = scene.image("a", &noise(1, 10_000));
     build(&scene, &image).assert().success();
     let failing = |arguments: &[&str], code: i32, words: &str| {
-        let assert = program().current_dir(scene.path("")).args(arguments).assert().code(code);
+        let assert = scene.program().current_dir(scene.path("")).args(arguments).assert().code(code);
         let told = stderr(&assert);
         assert!(told.contains(words), "{arguments:?}: {told}");
         assert_eq!(stdout(&assert), "", "{arguments:?}");
@@ -164,7 +164,7 @@ fn failures_have_their_exit_codes_and_leave_stdout_empty() {
 #[test]
 fn help_names_every_command() {
     let help = stdout(&program().arg("--help").assert().success());
-    for command in ["build", "describe-domain", "info", "list", "verify", "export", "serve"] {
+    for command in ["build", "describe-domain", "info", "list", "verify", "export", "serve", "keygen", "sign"] {
         assert!(help.contains(command), "{help}");
         program().args([command, "--help"]).assert().success();
     }

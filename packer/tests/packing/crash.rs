@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use vmnetx_format::Digest;
 use vmnetx_format::limits::PACK_BYTES_TARGET;
-use vmnetx_pack::{LinkOptions, RetainOptions, retain};
+use vmnetx_pack::{LinkOptions, RetainOptions, Signing, retain};
 use vmnetx_store::dir::Wait;
 
 use crate::support::{Scene, noise};
@@ -98,7 +98,12 @@ fn a_killed_prune_takes_nothing_that_is_in_use() {
         command
     };
     let content = |round: u32| [noise(0, 1 << 20), noise(u64::from(round) + 1, 4 << 20)].concat();
-    let link = LinkOptions { repository: scene.repo(), name: "vm".parse().unwrap(), wait: Wait::No };
+    let link = LinkOptions {
+        repository: scene.repo(),
+        name: "vm".parse().unwrap(),
+        signing: Signing::default(),
+        wait: Wait::No,
+    };
     let mut whole = Duration::ZERO;
     let (rounds, mut killed) = (rounds(), 0);
     for round in 0..=rounds {

@@ -4,15 +4,17 @@ use std::fs;
 use std::path::Path;
 
 use proptest::prelude::*;
+use vmnetx_format::SecretKey;
 use vmnetx_pack::{
-    BuildOptions, Depth, DiskFile, ExportOptions, Output, Silent, build, export, info, list, verify_link,
+    BuildOptions, Depth, DiskFile, ExportOptions, Output, Signing, Silent, build, export, info, list, verify_link,
     verify_repository,
 };
 use vmnetx_store::failure::{Class, Told};
+use vmnetx_store::trust::Trust;
 
 use crate::support::{LEAF_BYTES, Scene, blocks, noise, program, sparse, text};
 
-/// A small repository: two versions of one package, and another package with two disks.
+/// A small repository: two versions of one package, and another package with two disks that is signed.
 fn small() -> Scene {
     let scene = Scene::new();
     scene.build("vm", &scene.image("a", &[text(1, blocks(3)), noise(1, 700)].concat()));
@@ -22,7 +24,8 @@ fn small() -> Scene {
         DiskFile::raw("two".parse().unwrap(), scene.image("b", &text(9, blocks(5)))),
     ];
     let title = Some("A title".parse().unwrap());
-    build(&BuildOptions { disks, title, ..scene.options("pair", &scene.path("a")) }, &Silent).unwrap();
+    let signing = Signing { key: Some(SecretKey::from_seed(&[1; SecretKey::SEED_BYTES])), replace: false };
+    build(&BuildOptions { disks, title, signing, ..scene.options("pair", &scene.path("a")) }, &Silent).unwrap();
     scene.verify_whole();
     scene
 }
@@ -33,11 +36,12 @@ fn assert_found(scene: &Scene, damaged: &Path, how: &str) {
     assert!(!report.findings.is_empty(), "{how} in {} was not found", damaged.display());
     for name in ["vm", "pair"] {
         let link = scene.link(name).to_str().unwrap().parse().unwrap();
-        let _ = info(&link);
+        let _ = info(&link, &Trust::default(), &Silent);
         let _ = verify_link(&scene.repository(), &name.parse().unwrap(), Depth::Deep, &Silent).unwrap();
         for disk in ["disk0", "two"] {
             let out = Output::File { path: scene.path("out"), force: true };
-            let _ = export(&ExportOptions { link: link.clone(), disk: disk.to_owned(), out }, &Silent);
+            let (link, trust) = (link.clone(), Trust::default());
+            let _ = export(&ExportOptions { link, disk: disk.to_owned(), out, trust }, &Silent);
         }
     }
     let _ = list(&scene.repository());
@@ -146,6 +150,7 @@ fn the_affected_bytes_are_named() {
         link: scene.link("vm").to_str().unwrap().parse().unwrap(),
         disk: "disk0".to_owned(),
         out: Output::File { path: scene.path("out"), force: false },
+        trust: Trust::default(),
     };
     let error = export(&options, &Silent).unwrap_err();
     assert_eq!(error.class(), Class::Integrity);

@@ -32,6 +32,8 @@ impl Progress for Read {
         self.done.fetch_add(bytes, Ordering::Relaxed);
     }
 
+    fn note(&self, _text: &str) {}
+
     fn warn(&self, text: &str) {
         self.warnings.lock().unwrap().push(text.to_owned());
     }
@@ -512,6 +514,8 @@ fn an_image_that_changes_meanwhile_is_not_published() {
             fs::OpenOptions::new().write(true).open(&self.0).unwrap().write_all_at(b"x", 500_000).unwrap();
         }
         fn advance(&self, _bytes: u64) {}
+        fn note(&self, _text: &str) {}
+
         fn warn(&self, _text: &str) {}
         fn reads(&self, _disk: &Name, _files: &[ChainFile]) {}
     }

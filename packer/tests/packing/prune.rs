@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use vmnetx_format::{layout_path, manifest_path};
-use vmnetx_pack::{Error, LinkOptions, PruneOptions, PruneReport, RetainOptions, Silent, prune, retain};
+use vmnetx_pack::{Error, LinkOptions, PruneOptions, PruneReport, RetainOptions, Signing, Silent, prune, retain};
 use vmnetx_store::dir::Wait;
 use vmnetx_store::failure::{Class, Told};
 
@@ -24,7 +24,12 @@ fn pruned(scene: &Scene, grace: Duration) -> PruneReport {
 
 /// Keeps no version but the current one.
 fn forget(scene: &Scene, name: &str) {
-    let link = LinkOptions { repository: scene.repo(), name: name.parse().unwrap(), wait: Wait::No };
+    let link = LinkOptions {
+        repository: scene.repo(),
+        name: name.parse().unwrap(),
+        signing: Signing::default(),
+        wait: Wait::No,
+    };
     retain(&link, &RetainOptions { keep: Some(0), ..RetainOptions::default() }).unwrap();
 }
 

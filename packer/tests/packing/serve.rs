@@ -1,63 +1,12 @@
 //! The web server, asked by a real HTTP client and by the store.
 
 use std::fs;
-use std::io::{BufRead, BufReader};
-use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use http_body_util::{BodyExt, Empty};
-use hyper::body::Bytes;
-use hyper::{HeaderMap, Request, StatusCode};
-use hyper_util::rt::TokioIo;
-use tokio::net::TcpStream;
+use hyper::StatusCode;
 
-use crate::support::{Scene, noise, program, text};
-
-/// A running server.
-struct Server {
-    child: Child,
-    address: String,
-    urls: Vec<String>,
-}
-
-impl Server {
-    fn start(scene: &Scene, links: usize) -> Self {
-        let mut command = Command::new(assert_cmd::cargo::cargo_bin!("vmnetx-pack"));
-        command.arg("serve").arg(scene.repo()).args(["--listen", "127.0.0.1:0"]);
-        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
-        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
-        let urls: Vec<String> = (0..links).map(|_| lines.next().unwrap().unwrap()).collect();
-        let address = urls[0].strip_prefix("http://").unwrap().split('/').next().unwrap().to_owned();
-        Self { child, address, urls }
-    }
-
-    fn get(&self, path: &str, headers: &[(&str, &str)]) -> (StatusCode, HeaderMap, Bytes) {
-        self.ask("GET", path, headers)
-    }
-
-    fn ask(&self, method: &str, path: &str, headers: &[(&str, &str)]) -> (StatusCode, HeaderMap, Bytes) {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        runtime.block_on(async {
-            let stream = TcpStream::connect(&self.address).await.unwrap();
-            let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.unwrap();
-            tokio::spawn(connection);
-            let mut request = Request::builder().method(method).uri(path).header("host", &self.address);
-            for (name, value) in headers {
-                request = request.header(*name, *value);
-            }
-            let response = sender.send_request(request.body(Empty::<Bytes>::new()).unwrap()).await.unwrap();
-            let (parts, body) = response.into_parts();
-            (parts.status, parts.headers, body.collect().await.unwrap().to_bytes())
-        })
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
+use crate::server::Server;
+use crate::support::{Scene, noise, text};
 
 fn scene() -> (Scene, Vec<u8>) {
     let scene = Scene::new();
@@ -149,18 +98,18 @@ fn a_package_is_read_over_http() {
     let (scene, data) = scene();
     let server = Server::start(&scene, 1);
     let out = scene.path("out");
-    program().args(["export", &server.urls[0], "disk0"]).arg(&out).assert().success();
+    scene.program().args(["export", &server.urls[0], "disk0"]).arg(&out).assert().success();
     assert!(fs::read(&out).unwrap() == data);
     assert!(std::os::unix::fs::MetadataExt::blocks(&fs::metadata(&out).unwrap()) * 512 < 2 << 20, "not sparse");
-    let piped = program().args(["export", &server.urls[0], "disk0", "-", "--quiet"]).assert().success();
+    let piped = scene.program().args(["export", &server.urls[0], "disk0", "-", "--quiet"]).assert().success();
     assert!(piped.get_output().stdout == data);
-    let info = program().args(["info", &server.urls[0], "--json"]).assert().success();
+    let info = scene.program().args(["info", &server.urls[0], "--json"]).assert().success();
     let info: serde_json::Value = serde_json::from_slice(&info.get_output().stdout).unwrap();
     assert_eq!(info["name"], "vm");
     assert_eq!(info["disks"][0]["size_bytes"], data.len());
-    program().args(["export", &server.urls[0], "absent"]).arg(scene.path("x")).assert().code(2);
+    scene.program().args(["export", &server.urls[0], "absent"]).arg(scene.path("x")).assert().code(2);
 
-    program().args(["verify", &server.urls[0]]).assert().success();
+    scene.program().args(["verify", &server.urls[0]]).assert().success();
 
     // Damage at the origin is told as damage, and no file appears.
     let pack = scene.files().into_iter().max_by_key(|file| fs::metadata(file).unwrap().len()).unwrap();
@@ -168,14 +117,14 @@ fn a_package_is_read_over_http() {
     let middle = bytes.len() / 2;
     bytes[middle] ^= 1;
     fs::write(&pack, bytes).unwrap();
-    program().args(["export", &server.urls[0], "disk0"]).arg(scene.path("y")).assert().code(4);
+    scene.program().args(["export", &server.urls[0], "disk0"]).arg(scene.path("y")).assert().code(4);
     assert!(!scene.path("y").exists());
-    let found = program().args(["verify", &server.urls[0], "--json"]).assert().code(4);
+    let found = scene.program().args(["verify", &server.urls[0], "--json"]).assert().code(4);
     let found: serde_json::Value = serde_json::from_slice(&found.get_output().stdout).unwrap();
     assert_eq!(found["findings"].as_array().unwrap().len(), 1, "{found}");
     assert_eq!(found["findings"][0]["affects"]["disk"], "disk0");
     fs::remove_file(&pack).unwrap();
-    program().args(["verify", &server.urls[0]]).assert().code(4);
+    scene.program().args(["verify", &server.urls[0]]).assert().code(4);
 }
 
 #[test]
@@ -200,7 +149,7 @@ fn a_part_of_a_served_package_is_verified() {
     scene.build("vm", &scene.image("disk", &noise(1, 20 << 20)));
     let server = Server::start(&scene, 1);
     let verify = |words: &[&str]| {
-        let assert = program().args(["verify", "--json"]).arg(&server.urls[0]).args(words).assert();
+        let assert = scene.program().args(["verify", "--json"]).arg(&server.urls[0]).args(words).assert();
         let output = assert.get_output();
         let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
         (output.status.code().unwrap(), report["read_bytes"].as_u64().unwrap())
@@ -213,5 +162,5 @@ fn a_part_of_a_served_package_is_verified() {
         fs::remove_file(file).unwrap();
     }
     assert_eq!(verify(&["--quick"]).0, 4);
-    program().args(["verify", "--sample", "200"]).arg(&server.urls[0]).assert().code(2);
+    scene.program().args(["verify", "--sample", "200"]).arg(&server.urls[0]).assert().code(2);
 }

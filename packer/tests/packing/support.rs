@@ -10,10 +10,11 @@ use tempfile::TempDir;
 use vmnetx_format::machine::Machine;
 use vmnetx_format::{BLOCK_BYTES, Chunker};
 use vmnetx_pack::{
-    BuildOptions, BuildReport, Depth, DiskFile, ExportOptions, Output, Silent, VerifyReport, build, export,
+    BuildOptions, BuildReport, Depth, DiskFile, ExportOptions, Output, Signing, Silent, VerifyReport, build, export,
     verify_repository,
 };
 use vmnetx_store::dir::{RepositoryDir, Wait};
+use vmnetx_store::trust::Trust;
 
 /// Bytes of an image that one leaf covers.
 pub(crate) const LEAF_BYTES: u64 = 16 << 20;
@@ -38,6 +39,13 @@ impl Scene {
 
     pub(crate) fn repository(&self) -> RepositoryDir {
         RepositoryDir::open(self.repo()).unwrap()
+    }
+
+    /// The real program, run by a user who remembers links in the scene's own folder.
+    pub(crate) fn program(&self) -> Command {
+        let mut command = program();
+        command.env("VMNETX_STATE_DIR", self.path("state"));
+        command
     }
 
     /// The link file of the package `name`.
@@ -66,6 +74,7 @@ impl Scene {
             chunker: None,
             keep: None,
             level: 1,
+            signing: Signing::default(),
             wait: Wait::No,
         }
     }
@@ -82,7 +91,8 @@ impl Scene {
     pub(crate) fn export(&self, link: &str, disk: &str) -> PathBuf {
         let path = self.path("exported");
         let out = Output::File { path: path.clone(), force: true };
-        export(&ExportOptions { link: link.parse().unwrap(), disk: disk.to_owned(), out }, &Silent).unwrap();
+        let (link, disk, trust) = (link.parse().unwrap(), disk.to_owned(), Trust::default());
+        export(&ExportOptions { link, disk, out, trust }, &Silent).unwrap();
         path
     }
 
@@ -126,7 +136,7 @@ pub(crate) fn machine() -> Machine {
     Machine::from_toml(include_str!("../../../qemu-configs/default.toml")).unwrap()
 }
 
-/// The real program.
+/// The real program, which must not read links from servers: it would remember them for whoever runs the tests.
 pub(crate) fn program() -> Command {
     assert_cmd::cargo::cargo_bin_cmd!("vmnetx-pack")
 }

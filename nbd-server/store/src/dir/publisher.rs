@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, Write};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 use rustix::fs::{FlockOperation, flock};
 use vmnetx_format::{Digest, Envelope, Hasher, link_path};
@@ -60,7 +60,8 @@ impl Publisher {
             result => result,
         }
         .map_err(|errno| io_error("lock", &path)(errno.into()))?;
-        let publisher = Self { repository, lock, serial: AtomicU64::new(0), unsynced: Mutex::default(), found: Mutex::default() };
+        let publisher =
+            Self { repository, lock, serial: AtomicU64::new(0), unsynced: Mutex::default(), found: Mutex::default() };
         publisher.recover()?;
         publisher.sign_in().map_err(io_error("write", &path))?;
         Ok(publisher)
