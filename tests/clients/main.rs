@@ -245,3 +245,44 @@ fn our_own_web_server_serves_as_well() {
     assert!(exported.starts_with('{'), "{exported}");
     assert!(fs::read(site.path("copy")).unwrap() == published);
 }
+
+/// Whoever replaces a signed package on its web server is found out before anything of it is used.
+#[test]
+fn a_package_of_somebody_else_is_neither_served_nor_run() {
+    let published = disk(100);
+    let mut site = Site::empty();
+    fs::write(site.disk(), &published).unwrap();
+    site.build();
+    let repository = site.path("repository").display().to_string();
+    let [ours, theirs] = ["ours", "theirs"].map(|name| {
+        let file = site.path(name).display().to_string();
+        said(&mut vmnetx(&["pack", "keygen", &file]));
+        file
+    });
+    said(&mut vmnetx(&["pack", "sign", &repository, "vm", "--sign-key", &ours]));
+    site.start_nginx();
+    let (link, socket) = (site.link(), site.path("nbd"));
+    Served::unix(&link, &socket).stop();
+
+    said(&mut vmnetx(&["pack", "sign", &repository, "vm", "--sign-key", &theirs, "--replace-key"]));
+    let serve = ["nbd", "serve", &link, "--socket", socket.to_str().unwrap()];
+    let run = ["run", &link, "--accel", "tcg", "--display", "none", "--disk-cache", "0"];
+    let public = |key: &str| fs::read_to_string(format!("{key}.pub")).unwrap().trim_end().to_owned();
+    for words in [&serve[..], &run] {
+        let refused = vmnetx(words).output().unwrap();
+        assert_eq!(refused.status.code(), Some(4), "{}", talk(&refused));
+        for words in [public(&ours), public(&theirs), "hint: ".to_owned()] {
+            assert!(talk(&refused).contains(&words), "{words:?} is not in {}", talk(&refused));
+        }
+    }
+    let asked = fs::read_to_string(site.path("access.log")).unwrap();
+    let after = asked.rsplit("/vm.vmnetx").take(2).collect::<String>();
+    assert!(!after.contains("/manifests/"), "something was fetched for a link that nobody believes: {asked}");
+
+    // The user has asked the publisher, and says so once.
+    Served::start(&link, &["--socket", socket.to_str().unwrap(), "--trust-key", &public(&theirs)]).stop();
+    let served = Served::unix(&link, &socket);
+    said(&mut tool("nbdcopy", &[&served.uri, site.path("copy").to_str().unwrap()]));
+    assert!(fs::read(site.path("copy")).unwrap() == published);
+    served.stop();
+}

@@ -10,7 +10,7 @@ pub enum Class {
     Failure,
     /// The command line or a configuration file is wrong.
     Usage,
-    /// Stored data is not what its digest says, or is damaged.
+    /// Stored data is not what its digest or its signature says, or is damaged, or is not to be trusted.
     Integrity,
     /// A remote host cannot be reached or does not answer as it should.
     Network,
