@@ -1,6 +1,6 @@
 //! What a repository already holds, as the catalogues of its packs say.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use rayon::prelude::*;
 use vmnetx_format::{Catalogue, Digest, Kind, NodePlace, pack_path};
@@ -35,9 +35,18 @@ impl Known {
     /// Reads the catalogues of all packs. A pack whose catalogue is damaged is left out: what it held is stored anew. So
     /// is one that may be removed soon.
     pub(crate) fn read(repository: &RepositoryDir, progress: &dyn Progress) -> Result<Self, Error> {
+        Self::read_without(repository, &HashSet::new(), progress)
+    }
+
+    /// Reads the catalogues of all packs but some.
+    pub(crate) fn read_without(
+        repository: &RepositoryDir,
+        without: &HashSet<Digest>,
+        progress: &dyn Progress,
+    ) -> Result<Self, Error> {
         let tombstones = repository.tombstones()?;
         let mut packs = repository.packs()?.objects;
-        packs.retain(|digest| tombstones.since_unix_s(&pack_path(digest)).is_none());
+        packs.retain(|digest| !without.contains(digest) && tombstones.since_unix_s(&pack_path(digest)).is_none());
         let catalogues: Vec<(Digest, Result<Catalogue, DirError>)> = packs
             .into_par_iter()
             .map(|digest| (digest, repository.pack(&digest).and_then(|p| p.catalogue())))

@@ -38,7 +38,7 @@ pub enum Error {
     #[error("disk {disk} of the base version: no whole pack of the repository has {digest}")]
     Lost {
         /// Which disk.
-        disk: Name,
+        disk: String,
         /// The chunk or node.
         digest: Digest,
     },
@@ -175,6 +175,12 @@ pub enum Error {
         /// What there is.
         disks: String,
     },
+    /// A version was cut otherwise than its manifest says.
+    #[error("the version {version} was cut otherwise than its manifest says: it cannot be laid out anew from its data")]
+    OtherContent {
+        /// The version.
+        version: Digest,
+    },
     /// A link has no such version.
     #[error("{link} has no version {version}")]
     NoSuchVersion {
@@ -299,8 +305,8 @@ impl Error {
         move |source| Self::File { action, path: path.to_owned(), source }
     }
 
-    pub(crate) fn lost(disk: &Name, digest: Digest) -> Self {
-        Self::Lost { disk: disk.clone(), digest }
+    pub(crate) fn lost(disk: &str, digest: Digest) -> Self {
+        Self::Lost { disk: disk.to_owned(), digest }
     }
 }
 
@@ -332,7 +338,7 @@ impl Told for Error {
             Self::Key { .. } | Self::KeyExposed { .. } | Self::KeyExists(_) => Class::Usage,
             Self::Findings(_) | Self::BadSignature { .. } | Self::Lost { .. } => Class::Integrity,
             Self::Listen { .. } | Self::Runtime(_) | Self::Random(_) => Class::Host,
-            Self::OtherKey { .. } | Self::Serial(_) => Class::Failure,
+            Self::OtherKey { .. } | Self::Serial(_) | Self::OtherContent { .. } => Class::Failure,
             Self::DiskChanged { .. } | Self::Signed(_) | Self::Tree(_) | Self::Compress(_) => Class::Failure,
             Self::TooManyChunks | Self::Stopped => Class::Failure,
         }

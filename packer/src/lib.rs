@@ -13,6 +13,8 @@ mod progress;
 mod prune;
 mod reach;
 mod remote;
+mod repack;
+mod repair;
 mod serve;
 mod signing;
 mod verify;
@@ -30,6 +32,8 @@ pub use info::{DiskInfo, ListedPackage, PackageInfo, SignatureInfo, StoredInfo, 
 pub use keys::{KeyReport, generate_key, read_key};
 pub use progress::{Progress, Silent};
 pub use prune::{Objects, PruneOptions, PruneReport, prune};
+pub use repack::{RepackOptions, RepackReport, repack};
+pub use repair::{Left, RepairOptions, RepairReport, RepairSource, repair};
 pub use serve::Server;
 pub use signing::{SignReport, Signing, sign};
 pub use verify::{Affected, Depth, Finding, VerifyReport, verify_link, verify_remote, verify_repository};

@@ -86,3 +86,10 @@ pub const PROGRAM_WORDS_BYTES: usize = 8 << 10;
 
 /// Lines of it that are told.
 pub const PROGRAM_WORDS_LINES: usize = 8;
+
+/// Tries for each object that `repair` copies from another repository.
+pub const COPY_TRIES: u32 = 3;
+
+/// Bytes of the largest pack that `repair` copies; it is held in memory until its digest is known to be right. Publishers
+/// end packs near 32 MiB.
+pub const COPIED_PACK_BYTES_MAX: u64 = 256 << 20;

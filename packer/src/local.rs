@@ -37,7 +37,7 @@ pub(crate) struct LocalImage {
 }
 
 /// A pair of leaves that an image has.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct LeafNode {
     pub(crate) leaf: u32,
     pub(crate) content: Digest,
@@ -107,6 +107,22 @@ pub(crate) fn images(
     let blocks = manifest.memory.iter().flat_map(|memory| &memory.blocks).map(|block| block.name.clone());
     let images = disks.chain(blocks).zip(shapes).zip(layout.images);
     Ok(images.map(|((name, (geometry, _)), roots)| LocalImage { name, geometry, roots }).collect())
+}
+
+impl LocalImage {
+    /// An image of which nothing but its size is known, and all of its leaves as lost.
+    pub(crate) fn unknown(geometry: Geometry) -> (Self, Leaves) {
+        let roots = Roots { content: ContentInner::default(), layout: LayoutInner::default() };
+        let lost = vec![(0..geometry.leaves(), Damage::Missing)];
+        (Self { name: String::new(), geometry, roots }, Leaves { nodes: Vec::new(), lost })
+    }
+
+    /// That a leaf of it cannot be read.
+    pub(crate) fn lost(&self, node: &LeafNode, damage: Damage) -> Error {
+        let start = u64::from(node.leaf) * LEAF_BYTES;
+        let end = (start + LEAF_BYTES).min(self.geometry.size_bytes());
+        Error::Damaged { disk: self.name.clone(), start, end, source: Box::new(damage) }
+    }
 }
 
 impl Packs {

@@ -5,6 +5,7 @@ mod inputs;
 mod pack_writer;
 mod pipeline;
 mod publish;
+mod relayout;
 mod writer;
 
 use std::path::PathBuf;
@@ -19,6 +20,7 @@ use vmnetx_store::dir::{Publisher, RepositoryDir, Wait};
 use self::inputs::Inputs;
 pub use self::inputs::{BaseOptions, DiskReport};
 use self::pipeline::{Input, Job};
+pub(crate) use self::relayout::{Relay, relayout};
 use crate::catalogue::Known;
 use crate::disk::DiskFile;
 use crate::{Error, Progress, Signing};
@@ -133,9 +135,9 @@ fn publish_inputs(
     let Inputs { disks, reports } = inputs;
     let input = |disk: inputs::Opened| {
         let chunker = disk.chunker.unwrap_or_else(|| chunker(options, &disk.name, previous.as_ref()));
-        Input { name: disk.name, source: disk.source, chunker }
+        (disk.name.clone(), Input { name: disk.name.to_string(), source: disk.source, chunker })
     };
-    let disks: Vec<Input> = disks.into_iter().map(input).collect();
+    let (names, disks): (Vec<Name>, Vec<Input>) = disks.into_iter().map(input).unzip();
     let mut total = 0;
     for disk in &disks {
         for leaf in disk.source.leaves() {
@@ -145,8 +147,8 @@ fn publish_inputs(
     progress.total(total);
     let job = Job { publisher, disks: &disks, level: options.level, progress };
     let built = pipeline::run(&job, known)?;
-    let manifest_disks = disks.iter().zip(&built.images).map(|(disk, roots)| Disk {
-        name: disk.name.clone(),
+    let manifest_disks = names.into_iter().zip(&disks).zip(&built.images).map(|((name, disk), roots)| Disk {
+        name,
         size_bytes: disk.source.geometry().size_bytes(),
         content: Digest::of(&roots.content.encode()),
         chunker: disk.chunker,

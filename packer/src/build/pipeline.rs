@@ -19,7 +19,7 @@ use std::sync::mpsc::{Receiver, Sender, channel, sync_channel};
 use std::sync::{Mutex, PoisonError};
 
 use rayon::prelude::*;
-use vmnetx_format::{BLOCK_BYTES, Chunker, Compressor, Digest, Name, Roots};
+use vmnetx_format::{BLOCK_BYTES, Chunker, Compressor, Digest, Roots};
 use vmnetx_store::dir::Publisher;
 
 use super::pack_writer::seal_all;
@@ -41,7 +41,8 @@ pub(super) struct Job<'a> {
 
 /// A disk that is read.
 pub(super) struct Input {
-    pub(super) name: Name,
+    /// What it is called, to be told.
+    pub(super) name: String,
     pub(super) source: Box<dyn Source>,
     pub(super) chunker: Chunker,
 }
@@ -275,6 +276,7 @@ fn cut(span: &mut Span, chunker: Chunker) -> Result<Vec<Cut>, Error> {
     match &span.leaf {
         Leaf::Data(extents) => Ok(cut_data(extents, &span.buffer, chunker)),
         Leaf::Patch(patch) => patch.cut(&mut span.buffer, chunker),
+        Leaf::Moved(moved) => Ok(moved.cuts()),
         Leaf::Kept(_) => Ok(Vec::new()),
     }
 }

@@ -1,13 +1,12 @@
 //! The last step of publishing: manifest and layout object, then the link.
 
-use std::time::{SystemTime, UNIX_EPOCH};
-
 use vmnetx_format::{Digest, Envelope, LayoutObject, Link, Manifest, Version, layout_path, link_path, manifest_path};
 use vmnetx_store::dir::Publisher;
 
 use super::pipeline::Built;
 use super::{BuildOptions, BuildReport, DiskReport};
 use crate::Error;
+use crate::prune::unix_s;
 use crate::versions::{keep, succeed};
 
 /// Writes manifest and layout object and replaces the link, unless it says all of that already.
@@ -27,7 +26,7 @@ pub(super) fn publish(
         layout: Digest::of(&layout_bytes),
         layout_bytes: layout_bytes.len() as u64,
         orders: Vec::new(),
-        published_unix_s: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()),
+        published_unix_s: unix_s(),
         pinned: false,
     };
     let new = next_link(options, before.as_ref().map(|envelope| &envelope.link), version);

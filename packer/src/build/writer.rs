@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::sync::mpsc::{Receiver, Sender, SyncSender};
 
-use vmnetx_format::{BLOCK_BYTES, Compressor, ContentLeaf, Digest, Geometry, Kind, LayoutLeaf, Name, Place, Roots};
+use vmnetx_format::{BLOCK_BYTES, Compressor, ContentLeaf, Digest, Geometry, Kind, LayoutLeaf, Place, Roots};
 use vmnetx_store::dir::Publisher;
 
 use super::index::{Level, Pair, inner_level, roots};
@@ -58,7 +58,7 @@ pub(super) struct Writer<'a> {
 }
 
 struct WrittenImage {
-    name: Name,
+    name: String,
     geometry: Geometry,
     leaves: Level,
 }
@@ -214,7 +214,7 @@ impl<'a> Writer<'a> {
             return Ok(());
         }
         let pair = self.packs.stored_pair(&node).map_err(|source| Error::Damaged {
-            disk: image.name.to_string(),
+            disk: image.name.clone(),
             start: u64::from(node.leaf) * LEAF_BYTES,
             end: u64::from(node.leaf) * LEAF_BYTES + LEAF_BYTES,
             source: Box::new(source),

@@ -12,6 +12,8 @@ mod log;
 mod output;
 mod progress;
 mod prune;
+mod repack;
+mod repair;
 mod retain;
 mod rollback;
 mod serve;
@@ -44,6 +46,8 @@ enum Command {
     Rollback(rollback::Args),
     Retain(retain::Args),
     Prune(prune::Args),
+    Repack(repack::Args),
+    Repair(repair::Args),
     Verify(verify::Args),
     Export(export::Args),
     Serve(serve::Args),
@@ -78,6 +82,8 @@ pub fn run(args: Args) -> Result<(), Error> {
         Command::Rollback(args) => rollback::run(args),
         Command::Retain(args) => retain::run(args),
         Command::Prune(args) => prune::run(args),
+        Command::Repack(args) => repack::run(args),
+        Command::Repair(args) => repair::run(args),
         Command::Verify(args) => verify::run(&args),
         Command::Export(args) => export::run(args),
         Command::Serve(args) => serve::run(&args),

@@ -39,6 +39,12 @@ pub(super) fn put_link(report: &LinkReport) {
     }
 }
 
+/// Reads a part of a whole: `40` and `40%` are 40.
+pub(super) fn parse_percent(text: &str) -> Result<f64, String> {
+    let percent: f64 = text.trim_end_matches('%').parse().map_err(|_| "it is no number".to_owned())?;
+    if (0.0..=100.0).contains(&percent) { Ok(percent) } else { Err("it is not between 0 and 100".to_owned()) }
+}
+
 /// Bytes for people: `442.1 MB`.
 pub(super) fn shown_bytes(bytes: u64) -> String {
     const UNITS: [&str; 5] = ["kB", "MB", "GB", "TB", "PB"];

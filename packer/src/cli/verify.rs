@@ -7,7 +7,7 @@ use vmnetx_store::dir::RepositoryDir;
 use vmnetx_store::trust::{Trust, TrustArgs};
 use vmnetx_store::{Location, Place};
 
-use super::output::{put, put_json, say, shown_bytes};
+use super::output::{parse_percent, put, put_json, say, shown_bytes};
 use super::progress::Shown;
 use crate::{Depth, Error, Finding, VerifyReport, verify_link, verify_remote, verify_repository};
 
@@ -68,11 +68,6 @@ pub(super) fn run(args: &Args) -> Result<(), Error> {
         1 => Err(Error::Findings("one piece of damage".to_owned())),
         count => Err(Error::Findings(format!("{count} pieces of damage"))),
     }
-}
-
-fn parse_percent(text: &str) -> Result<f64, String> {
-    let percent: f64 = text.trim_end_matches('%').parse().map_err(|_| "it is no number".to_owned())?;
-    if (0.0..=100.0).contains(&percent) { Ok(percent) } else { Err("it is not between 0 and 100".to_owned()) }
 }
 
 /// Compares the keys of links on this host with those that the user demands. Everything else about them is for the report.

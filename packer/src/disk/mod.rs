@@ -14,6 +14,7 @@ mod overlay;
 mod patch;
 mod qemu;
 mod raw;
+mod relaid;
 mod vmdk;
 
 use std::path::PathBuf;
@@ -25,6 +26,7 @@ pub use self::chain::{ChainFile, FilePart};
 pub use self::error::{DiskError, NbdError};
 pub use self::format::DiskFormat;
 pub(crate) use self::patch::{Cut, Patch};
+pub(crate) use self::relaid::{Elsewhere, Moved, Relaid};
 
 pub(crate) use self::base::{Base, KeptDisk};
 use self::chain::{Chain, Under};
@@ -73,6 +75,8 @@ pub(crate) enum Leaf {
     Patch(Patch),
     /// What a published leaf holds, and nothing else.
     Kept(LeafNode),
+    /// What a published leaf holds, with some of its chunks in other packs.
+    Moved(Moved),
 }
 
 /// Where one leaf's span has data.
@@ -98,6 +102,7 @@ impl Leaf {
             Self::Data(extents) => extents.leaf,
             Self::Patch(patch) => patch.leaf(),
             Self::Kept(node) => node.leaf,
+            Self::Moved(moved) => moved.leaf(),
         }
     }
 
@@ -107,6 +112,7 @@ impl Leaf {
             Self::Data(extents) => extents.bytes(),
             Self::Patch(patch) => patch.bytes(),
             Self::Kept(_) => 0,
+            Self::Moved(moved) => moved.bytes(),
         }
     }
 }

@@ -59,7 +59,7 @@ pub struct Objects {
 }
 
 impl Objects {
-    fn add(&mut self, bytes: u64) {
+    pub(crate) fn add(&mut self, bytes: u64) {
         self.count += 1;
         self.bytes += bytes;
     }
@@ -157,6 +157,7 @@ fn objects(repository: &RepositoryDir, reach: &Reach) -> Result<Vec<(String, boo
     .concat())
 }
 
-fn unix_s() -> u64 {
+/// Now, in seconds since 1970 (UTC).
+pub(crate) fn unix_s() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }

@@ -131,7 +131,10 @@ pub fn verify_repository(
     let names = repository.links()?;
     let reach = Reach::read(repository, &names);
     let listed = [repository.packs()?, repository.manifests()?, repository.layouts()?];
-    let mut wanted: HashSet<Digest> = listed[0].objects.iter().copied().collect();
+    // What is about to be removed, and leads to nothing, may be damaged: it is told of as unreferenced.
+    let tombstones = repository.tombstones()?;
+    let stays = |pack: &&Digest| tombstones.since_unix_s(&pack_path(pack)).is_none();
+    let mut wanted: HashSet<Digest> = listed[0].objects.iter().filter(stays).copied().collect();
     wanted.extend(&reach.packs);
     let mut report = check(repository, &reach, &wanted, depth, &findings, progress);
     report.links = names.len() as u64;

@@ -11,6 +11,8 @@ mod power_loss;
 mod properties;
 mod prune;
 mod readers;
+mod repack;
+mod repair;
 mod serve;
 mod server;
 mod signing;

@@ -6,7 +6,10 @@ mod trace;
 
 use std::path::Path;
 
-use vmnetx_pack::{BuildOptions, Depth, PruneOptions, Silent, build, prune, verify_repository};
+use vmnetx_pack::{
+    BuildOptions, Depth, PruneOptions, RepackOptions, RepairOptions, RepairSource, Signing, Silent, build, prune,
+    repack, repair, verify_repository,
+};
 use vmnetx_store::dir::{RepositoryDir, Wait};
 
 use self::disk::{Chance, Disk};
@@ -126,5 +129,59 @@ fn a_roll_back_that_loses_power_leaves_a_link() {
         whole(after, moment);
         let found = after.exported("vm");
         assert!(found == noise(1, 50_000) || found == noise(2, 50_000), "{moment}");
+    });
+}
+
+#[test]
+fn a_repack_that_loses_power_changes_nothing_that_is_read() {
+    let scene = Scene::new();
+    let old = noise(1, 400_000);
+    scene.build("vm", &scene.image("a", &old));
+    std::fs::remove_file(scene.link("vm")).unwrap();
+    let new = [&old[..100_000], &noise(2, 50_000)].concat();
+    scene.build("vm", &scene.image("b", &new));
+    let words = ["repack", "REPO", "--below", "90", "--level", "1", "--quiet"];
+    every_loss(&scene, &words, |after, moment| {
+        whole(after, moment);
+        assert!(after.exported("vm") == new, "{moment}");
+        let options = RepackOptions {
+            repository: after.repo(),
+            below: 0.9,
+            level: 1,
+            signing: Signing::default(),
+            wait: Wait::No,
+        };
+        repack(&options, &Silent).unwrap_or_else(|error| panic!("{moment}: {error}"));
+        whole(after, moment);
+        assert!(after.exported("vm") == new, "{moment}");
+    });
+}
+
+#[test]
+fn a_repair_that_loses_power_can_be_done_again() {
+    let scene = Scene::new();
+    let disk = [noise(1, 200_000), vec![0; 100_000], noise(2, 100_000)].concat();
+    let mirror = Scene::new();
+    // Not packed alike: the data has to be read there.
+    mirror.build("vm", &mirror.image("half", &disk[..250_000]));
+    for scene in [&mirror, &scene] {
+        scene.build("vm", &scene.image("disk", &disk));
+    }
+    let packs = scene.files().into_iter().filter(|path| path.extension().is_some_and(|end| end == "pack"));
+    packs.for_each(|pack| std::fs::write(pack, "damaged").unwrap());
+    let from = mirror.repo();
+    let words = ["repair", "REPO", "--from", from.to_str().unwrap(), "--quiet"];
+    every_loss(&scene, &words, |after, moment| {
+        let options = RepairOptions {
+            repository: after.repo(),
+            from: RepairSource::Dir(from.clone()),
+            level: 4,
+            signing: Signing::default(),
+            wait: Wait::No,
+        };
+        let report = repair(&options, &Silent).unwrap_or_else(|error| panic!("{moment}: {error}"));
+        assert!(report.left.is_empty(), "{moment}: {report:?}");
+        whole(after, moment);
+        assert!(after.exported("vm") == disk, "{moment}");
     });
 }

@@ -35,8 +35,8 @@ pub struct Publisher {
     serial: AtomicU64,
     /// Folders into which names were entered that may not be on the disk yet.
     unsynced: Mutex<BTreeSet<PathBuf>>,
-    /// Objects that were to be written and were there already: perhaps with a tombstone.
-    found: Mutex<BTreeSet<String>>,
+    /// Objects that were written, or were there already: perhaps with a tombstone.
+    entered: Mutex<BTreeSet<String>>,
 }
 
 /// An object that is being written. Dropped without [`TemporaryObject::commit`], it leaves nothing behind.
@@ -61,7 +61,7 @@ impl Publisher {
         }
         .map_err(|errno| io_error("lock", &path)(errno.into()))?;
         let publisher =
-            Self { repository, lock, serial: AtomicU64::new(0), unsynced: Mutex::default(), found: Mutex::default() };
+            Self { repository, lock, serial: AtomicU64::new(0), unsynced: Mutex::default(), entered: Mutex::default() };
         publisher.recover()?;
         publisher.sign_in().map_err(io_error("write", &path))?;
         Ok(publisher)
@@ -180,25 +180,25 @@ impl Publisher {
         }
         drop(unsynced);
         let entered = if is_good(&target, digest) {
-            self.found.lock().unwrap_or_else(PoisonError::into_inner).insert(path.to_owned());
             fs::remove_file(from).map_err(io_error("remove", from))
         } else {
             fs::rename(from, &target).map_err(io_error("write", &target))
         };
+        self.entered.lock().unwrap_or_else(PoisonError::into_inner).insert(path.to_owned());
         // Only now: a link that is written at the same time must not flush the folder before the name is in it.
         self.unsynced().insert(folder.to_owned());
         entered
     }
 
-    /// What was found to be there is led to again in a moment, so the next build may count on it.
+    /// What was written is led to in a moment, so the next build may count on it, whatever it was before.
     fn take_tombstones_away(&self) -> Result<(), DirError> {
-        let found = self.found.lock().unwrap_or_else(PoisonError::into_inner);
-        if found.is_empty() {
+        let entered = self.entered.lock().unwrap_or_else(PoisonError::into_inner);
+        if entered.is_empty() {
             return Ok(());
         }
         let before = self.repository.tombstones()?;
         let mut left = before.clone();
-        left.retain(|path| !found.contains(path));
+        left.retain(|path| !entered.contains(path));
         if left == before { Ok(()) } else { self.replace_tombstones(&left) }
     }
 

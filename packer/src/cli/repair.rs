@@ -1,0 +1,76 @@
+//! `repair`: brings back what is damaged.
+
+use std::path::PathBuf;
+
+use vmnetx_store::dir::Wait;
+
+use super::output::{put, put_json, shown_bytes};
+use super::progress::Shown;
+use super::sign::SigningArgs;
+use crate::{Error, LEVEL_DEFAULT, RepairOptions, RepairReport, RepairSource, repair};
+
+/// Bring back what is damaged or missing in the repository REPO from another one that holds the same versions.
+///
+/// Objects that the other repository has are copied. Where it is packed otherwise, the data itself is read there. Nothing
+/// is taken whose digest is not right. The exit code is 4 if something is still damaged.
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// The directory of the repository.
+    repo: PathBuf,
+    /// The other repository: a directory, or the http(s) URL of its folder.
+    #[arg(long, value_name = "DIR|URL")]
+    from: RepairSource,
+    /// The zstd level of chunks that have to be packed again.
+    #[arg(long, value_name = "LEVEL", default_value_t = LEVEL_DEFAULT, value_parser = clap::value_parser!(i32).range(1..=22))]
+    level: i32,
+    #[command(flatten)]
+    signing: SigningArgs,
+    /// Wait if another publisher works in REPO.
+    #[arg(long)]
+    wait: bool,
+    /// Print one JSON object, and no progress.
+    #[arg(long)]
+    json: bool,
+    /// Show no progress.
+    #[arg(long)]
+    quiet: bool,
+}
+
+pub(super) fn run(args: Args) -> Result<(), Error> {
+    let progress = Shown::new("looked at", args.json || args.quiet);
+    let options = RepairOptions {
+        repository: args.repo,
+        from: args.from,
+        level: args.level,
+        signing: args.signing.signing()?,
+        wait: if args.wait { Wait::Yes } else { Wait::No },
+    };
+    let report = repair(&options, &progress)?;
+    drop(progress);
+    if args.json {
+        put_json(&report);
+    } else {
+        print(&report);
+    }
+    match report.left.len() {
+        0 => Ok(()),
+        1 => Err(Error::Findings("one version that cannot be repaired".to_owned())),
+        count => Err(Error::Findings(format!("{count} versions that cannot be repaired"))),
+    }
+}
+
+fn print(report: &RepairReport) {
+    put(&format!("damaged   {} objects", report.damaged.len()));
+    for object in &report.copied {
+        put(&format!("copied    {object}"));
+    }
+    for version in &report.relaid {
+        put(&format!("relaid    {version}"));
+    }
+    for left in &report.left {
+        let version = left.version.map_or_else(String::new, |version| format!(" version {version}"));
+        put(&format!("left      {}{version}: {}", left.link, left.why));
+    }
+    let [copied, written] = [report.copied_bytes, report.written_bytes].map(shown_bytes);
+    put(&format!("repaired  {copied} copied, {written} packed again"));
+}
