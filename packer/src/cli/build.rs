@@ -34,15 +34,16 @@ pub(super) struct Args {
     /// With --domain they take the places of the domain's disks, in the order in which these boot.
     #[arg(long, value_name = "[NAME=]FILE", required_unless_present = "domain", num_args = 1..)]
     disk: Vec<OsString>,
-    /// The format of the --disk files: one for all, or one for each in their order (`--format raw,qcow2`). Without it they are
-    /// raw: it is never guessed.
+    /// The format of the --disk files: one for all, or one for each in their order (`--format raw,qcow2`). Without it they
+    /// are raw: it is never guessed.
     #[arg(long, value_name = "FORMAT", requires = "disk", value_delimiter = ',')]
     format: Vec<DiskFormat>,
     /// Read an image's backing files and other parts also where they lie outside of the image's folder.
     #[arg(long)]
     allow_backing: bool,
-    /// Start from this version of NAME, `current` or as `log` shows it: qcow2 disks are overlays over its disks of the same names,
-    /// of which only the changes are read; other formats are whole disks; disks that are not given are taken over.
+    /// Start from this version of NAME, `current` or as `log` shows it: qcow2 disks are overlays over its disks of the
+    /// same names, of which only the changes are read; other formats are whole disks; disks that are not given are
+    /// taken over.
     #[arg(long, value_name = "VERSION", conflicts_with = "chunk_size")]
     base: Option<VersionName>,
     /// Take qcow2 disks for overlays over --base also if they do not say so, as those of `vmnetx run --persist` do.

@@ -2,34 +2,15 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use proptest::prelude::*;
 use vmnetx_format::{BLOCK_BYTES, Chunker, Digest, Disk, Name};
 use vmnetx_pack::{
-    BaseOptions, BuildOptions, BuildReport, ChainFile, DiskError, DiskFile, DiskFormat, Error, Progress, Silent,
-    VersionName, build,
+    BaseOptions, BuildOptions, BuildReport, DiskError, DiskFile, DiskFormat, Error, Silent, VersionName, build,
 };
 
+use crate::images::Read;
 use crate::support::{LEAF_BYTES, Scene, assert_same_content, blocks, large_index, noise, program, qemu, sparse, text};
-
-/// Bytes that a build read.
-#[derive(Default)]
-struct Read(AtomicU64);
-
-impl Progress for Read {
-    fn total(&self, _bytes: u64) {}
-
-    fn advance(&self, bytes: u64) {
-        self.0.fetch_add(bytes, Ordering::Relaxed);
-    }
-
-    fn note(&self, _text: &str) {}
-
-    fn warn(&self, _text: &str) {}
-
-    fn reads(&self, _disk: &Name, _files: &[ChainFile]) {}
-}
 
 const CURRENT: BaseOptions = BaseOptions { version: VersionName::Current, trust: false };
 
@@ -86,7 +67,7 @@ fn assert_same_as_full(scene: &Scene, overlay: &Path, merged: &Path, chunker: Ch
     assert_eq!(report.version, full.version, "the overlay is another version than the merged disk");
     scene.verify_whole();
     assert!(scene.exported("vm") == fs::read(merged).unwrap());
-    (report, read.0.into_inner())
+    (report, read.done.into_inner())
 }
 
 #[test]

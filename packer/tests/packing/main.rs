@@ -2,11 +2,13 @@
 
 mod base;
 mod build;
+mod chains;
 mod command;
 mod crash;
 mod damage;
 mod domain;
 mod formats;
+mod images;
 mod power_loss;
 mod properties;
 mod prune;
