@@ -20,6 +20,9 @@ pub enum Error {
     /// A published package cannot be read.
     #[error(transparent)]
     Read(#[from] vmnetx_store::Error),
+    /// A repository cannot be pushed to a bucket.
+    #[error(transparent)]
+    Push(#[from] crate::push::PushError),
     /// A file outside the repository cannot be read or written.
     #[error("{action} {}", path.display())]
     File {
@@ -326,6 +329,7 @@ impl Told for Error {
             Self::Repository(error) => error.class(),
             Self::Read(error) => error.class(),
             Self::Disk(error) => error.class(),
+            Self::Push(error) => error.class(),
             Self::File { source, .. } => Class::of_io(source),
             Self::NoDisk { .. } | Self::DuplicateDisk(_) | Self::Machine(_) | Self::Usage(_) => Class::Usage,
             Self::DomainFile { .. } | Self::DomainDisk { .. } => Class::Usage,
@@ -349,6 +353,7 @@ impl Told for Error {
             Self::Repository(error) => return error.hint(),
             Self::Read(error) => return error.hint(),
             Self::Disk(error) => return error.hint(),
+            Self::Push(error) => return error.hint(),
             Self::DiskChanged { .. } => "shut the VM down, or publish a snapshot of its disk".into(),
             Self::NoDisk { .. } => "give the file that holds the disk, or the block device".into(),
             Self::DomainFile { source: DomainError::Refused(_), .. } => {

@@ -11,6 +11,7 @@ mod local;
 mod media;
 mod progress;
 mod prune;
+mod push;
 mod reach;
 mod remote;
 mod repack;
@@ -32,6 +33,7 @@ pub use info::{DiskInfo, ListedPackage, PackageInfo, SignatureInfo, StoredInfo, 
 pub use keys::{KeyReport, generate_key, read_key};
 pub use progress::{Progress, Silent};
 pub use prune::{Objects, PruneOptions, PruneReport, prune};
+pub use push::{Conditions, Endpoint, PrunedObject, PushError, PushOptions, PushReport, PushedLink, Target, push};
 pub use repack::{RepackOptions, RepackReport, repack};
 pub use repair::{Left, RepairOptions, RepairReport, RepairSource, repair};
 pub use serve::Server;

@@ -1,5 +1,7 @@
 //! How much the packer holds in memory and keeps waiting.
 
+use std::time::Duration;
+
 /// Spans of a leaf's 16 MiB that are read, hashed, compressed or written at the same time; each has its own buffer.
 pub const SPANS_IN_FLIGHT: usize = 4;
 
@@ -93,3 +95,61 @@ pub const COPY_TRIES: u32 = 3;
 /// Bytes of the largest pack that `repair` copies; it is held in memory until its digest is known to be right. Publishers
 /// end packs near 32 MiB.
 pub const COPIED_PACK_BYTES_MAX: u64 = 256 << 20;
+
+/// Objects that `push` uploads at the same time.
+pub const PUSH_OBJECTS: usize = 6;
+
+/// Bytes of a part: a larger object is uploaded in several. Servers want 5 MiB at least and 10,000 parts at most.
+pub const PUSH_PART_BYTES: u64 = 8 << 20;
+
+/// Parts and smaller objects that are in memory and under way at the same time, so connections too.
+pub const PUSH_PARTS: usize = 8;
+
+/// Bytes of a body that are handed to the connection at a time: how finely stalls are told from slow lines.
+pub const PUSH_PIECE_BYTES: usize = 64 << 10;
+
+/// Bytes that wait in the system's buffer of one connection: what was handed over and is not sent yet must pass within
+/// [`PUSH_STALL`] on a slow line.
+pub const PUSH_SEND_BUFFER_BYTES: usize = 256 << 10;
+
+/// Time in which nothing of a request is sent or answered before it is given up and tried again.
+pub const PUSH_STALL: Duration = Duration::from_secs(20);
+
+/// Bytes of an answer: a page of a list has 1000 objects.
+pub const PUSH_ANSWER_BYTES_MAX: usize = 16 << 20;
+
+/// Characters of a server's error that are shown.
+pub const PUSH_ERROR_CHARS_MAX: usize = 300;
+
+/// Time for which a request is tried again. Its signature is made once and is good for 15 minutes.
+pub const PUSH_RETRY_FOR: Duration = Duration::from_secs(240);
+
+/// Time for which the first request is tried again: a wrong endpoint should be told soon.
+pub const PUSH_RETRY_FIRST: Duration = Duration::from_secs(10);
+
+/// Tries of a request beyond the first.
+pub const PUSH_RETRIES_MAX: usize = 40;
+
+/// The first pause between two tries; each later one is longer.
+pub const PUSH_PAUSE_MIN: Duration = Duration::from_millis(200);
+
+/// The longest pause between two tries.
+pub const PUSH_PAUSE_MAX: Duration = Duration::from_secs(10);
+
+/// Times that a bucket is listed and completed before its link is put.
+pub const PUSH_ROUNDS: usize = 4;
+
+/// Times that putting a link is tried when it is not known what became of the try before.
+pub const PUSH_LINK_TRIES: usize = 6;
+
+/// Time for which an interrupted push removes what it has half uploaded.
+pub const PUSH_ABORT: Duration = Duration::from_secs(5);
+
+/// Objects of a bucket that are listed.
+pub const PUSH_LISTED_MAX: usize = 4 << 20;
+
+/// Objects that are deleted with one request.
+pub const PUSH_DELETES: usize = 1000;
+
+/// Bytes of a credentials file that are read.
+pub const CREDENTIALS_BYTES_MAX: u64 = 1 << 20;

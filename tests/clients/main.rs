@@ -2,6 +2,7 @@
 //!
 //! Needs what `tests/setup test` installs.
 
+mod publishing;
 mod support;
 
 use std::fs;

@@ -94,7 +94,12 @@ impl Site {
     }
 
     pub(crate) fn link(&self) -> String {
-        format!("http://127.0.0.1:{}/vm.vmnetx", self.port)
+        self.url("vm.vmnetx")
+    }
+
+    /// Where nginx serves a file of the repository.
+    pub(crate) fn url(&self, path: &str) -> String {
+        format!("http://127.0.0.1:{}/{path}", self.port)
     }
 
     /// Publishes the disk.
@@ -107,13 +112,14 @@ impl Site {
         let dir = self.dir.path().display();
         let temporary = |name: &str| format!("{name}_temp_path {dir}/{name};");
         let temporaries: String = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"].map(temporary).concat();
+        let recipe = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/nginx.conf");
         // As root, nginx would read the files as another user, who may not enter a temporary directory.
         let user = if rustix::process::geteuid().is_root() { "user root;" } else { "" };
         let config = format!(
             "daemon off; {user} worker_processes 1; pid {dir}/nginx.pid; error_log {dir}/error.log;\n\
              events {{}}\n\
              http {{ access_log {dir}/access.log; {temporaries}\n\
-             server {{ listen 127.0.0.1:{}; root {dir}/repository; }} }}\n",
+             server {{ listen 127.0.0.1:{}; root {dir}/repository; include {recipe}; }} }}\n",
             self.port
         );
         fs::write(self.path("nginx.conf"), config).unwrap();

@@ -12,6 +12,8 @@ mod log;
 mod output;
 mod progress;
 mod prune;
+mod push;
+
 mod repack;
 mod repair;
 mod retain;
@@ -50,6 +52,7 @@ enum Command {
     Repair(repair::Args),
     Verify(verify::Args),
     Export(export::Args),
+    Push(push::Args),
     Serve(serve::Args),
     Keygen(keygen::Args),
     Sign(sign::Args),
@@ -86,6 +89,7 @@ pub fn run(args: Args) -> Result<(), Error> {
         Command::Repair(args) => repair::run(args),
         Command::Verify(args) => verify::run(&args),
         Command::Export(args) => export::run(args),
+        Command::Push(args) => push::run(args),
         Command::Serve(args) => serve::run(&args),
         Command::Keygen(args) => keygen::run(&args),
         Command::Sign(args) => sign::run(&args),

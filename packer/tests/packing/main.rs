@@ -12,6 +12,7 @@ mod images;
 mod power_loss;
 mod properties;
 mod prune;
+mod push;
 mod readers;
 mod repack;
 mod repair;

@@ -1,0 +1,87 @@
+//! Ways of publishing that docs/publishing.md describes: nginx by its recipe, and a bucket of a real S3 server.
+
+use std::fs;
+use std::net::{TcpListener, TcpStream};
+use std::path::Path;
+
+use crate::support::{Ended, Served, Site, disk, said, tool, vmnetx, wait_until};
+
+/// The head of nginx's answer, in lower case.
+fn head(url: &str, words: &[&str]) -> String {
+    let mut command = tool("curl", &["--silent", "--show-error", "--output", "/dev/null", "--dump-header", "-"]);
+    said(command.args(["--path-as-is", "--header", "Accept-Encoding: gzip, br"]).args(words).arg(url)).to_lowercase()
+}
+
+#[test]
+fn the_recipe_for_nginx_serves_objects_and_nothing_else() {
+    let site = Site::publish(&disk(2048));
+    let root = site.path("repository");
+    let mut objects = 0;
+    for (folder, kind) in [
+        ("manifests", "application/json"),
+        ("layouts", "application/octet-stream"),
+        ("packs/*", "application/octet-stream"),
+    ] {
+        let pattern = format!("cd '{}' && ls -d {folder}/*", root.display());
+        for path in said(&mut tool("sh", &["-c", &pattern])).lines() {
+            objects += 1;
+            let told = head(&site.url(path), &["--range", "0-7"]);
+            assert!(told.starts_with("http/1.1 206"), "{path}: {told}");
+            assert!(told.contains("content-length: 8\r") && !told.contains("content-encoding"), "{path}: {told}");
+            assert!(told.contains("cache-control: public, max-age=31536000, immutable\r"), "{path}: {told}");
+            assert!(told.contains(&format!("content-type: {kind}\r")), "{path}: {told}");
+        }
+    }
+    assert!(objects >= 3);
+    let told = head(&site.link(), &[]);
+    assert!(told.starts_with("http/1.1 200") && told.contains("cache-control: no-cache\r"), "{told}");
+    assert!(told.contains("content-type: application/x-vmnetx-link+json\r"), "{told}");
+    let etag = told.lines().find_map(|line| line.strip_prefix("etag: ")).unwrap().trim().to_owned();
+    let told = head(&site.link(), &["--header", &format!("If-None-Match: {etag}")]);
+    assert!(told.starts_with("http/1.1 304"), "{told}");
+
+    fs::write(root.join("tmp/1-1"), "half a pack").unwrap();
+    fs::write(root.join("notes.txt"), "the publisher's").unwrap();
+    let absent = format!("packs/00/{}.pack", "0".repeat(64));
+    let others = [".lock", "tmp/1-1", "tmp/", "notes.txt", "", "packs/", "other.vmnetx", &absent, "packs/../.lock"];
+    for path in others {
+        let told = head(&site.url(path), &[]);
+        assert!(told.starts_with("http/1.1 404"), "{path}: {told}");
+        assert!(told.contains("cache-control: no-cache\r") && !told.contains("immutable"), "{path}: {told}");
+    }
+}
+
+#[test]
+fn a_disk_is_read_from_a_bucket() {
+    let published = disk(5120);
+    let site = Site::empty();
+    fs::write(site.disk(), &published).unwrap();
+    site.build();
+    fs::create_dir_all(site.path("s3/vms")).unwrap();
+    let (_private, pushing) = serve_s3(&site.path("s3"), &["--access-key", "AKID", "--secret-key", "hush"]);
+    let (_public, reading) = serve_s3(&site.path("s3"), &[]);
+    let mut push = vmnetx(&["pack", "push"]);
+    push.env("AWS_ACCESS_KEY_ID", "AKID").env("AWS_SECRET_ACCESS_KEY", "hush").env_remove("AWS_SESSION_TOKEN");
+    push.arg(site.path("repository")).args(["s3://vms/lab", "--endpoint", &pushing]);
+    let told = said(&mut push);
+    assert!(told.contains("pushed    s3://vms/lab/vm.vmnetx, serial 1"), "{told}");
+    let link = format!("{reading}/vms/lab/vm.vmnetx");
+    said(&mut vmnetx(&["pack", "verify", &link]));
+    let served = Served::unix(&link, &site.path("nbd"));
+    let copy = site.path("copy");
+    said(tool("nbdcopy", &[&served.uri]).arg(&copy));
+    assert!(fs::read(&copy).unwrap() == published);
+    served.stop();
+}
+
+/// `s3s-fs` over the buckets in a folder, and its URL. Without keys it lets in everybody.
+fn serve_s3(folder: &Path, words: &[&str]) -> (Ended, String) {
+    let program = concat!(env!("CARGO_MANIFEST_DIR"), "/target/tools/bin/s3s-fs");
+    // A port that was free a moment ago: the server cannot be asked which one it took.
+    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let mut command = tool(program, &["--host", "127.0.0.1", "--port", &port.to_string()]);
+    let child = command.args(words).arg(folder).env("RUST_LOG", "off").spawn();
+    let server = Ended(child.expect("s3s-fs, which tests/setup installs"));
+    wait_until("s3s-fs listens", || TcpStream::connect(("127.0.0.1", port)).is_ok());
+    (server, format!("http://127.0.0.1:{port}"))
+}
