@@ -1,14 +1,24 @@
 //! What the commands print: data on standard output, talk on standard error.
 
-use std::io::Write;
+use std::io::{IsTerminal, Write};
 
 use serde::Serialize;
+use tracing_subscriber::EnvFilter;
 
 use crate::LinkReport;
 
 /// Talks to the user.
 pub(super) fn say(text: &str) {
     let _ = writeln!(std::io::stderr(), "{text}");
+}
+
+/// Starts a log on standard error, of what `level` says unless `VMNETX_LOG` says more or less.
+pub(super) fn start_log(level: &str) {
+    let filter = EnvFilter::try_from_env("VMNETX_LOG").unwrap_or_else(|_| EnvFilter::new(level));
+    let colour = std::io::stderr().is_terminal();
+    let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(colour);
+    // The root program may have set up its own.
+    let _ = subscriber.with_target(false).try_init();
 }
 
 /// Gives data to whatever reads standard output.

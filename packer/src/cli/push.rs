@@ -1,14 +1,12 @@
 //! `push`: makes a bucket hold a repository.
 
-use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use tracing_subscriber::EnvFilter;
 use url::Url;
 use vmnetx_format::Name;
 
-use super::output::{put, put_json, shown_bytes};
+use super::output::{put, put_json, shown_bytes, start_log};
 use super::progress::Shown;
 use crate::{Conditions, Endpoint, Error, PushOptions, PushReport, Target, push};
 
@@ -60,10 +58,7 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: Args) -> Result<(), Error> {
-    let filter = EnvFilter::try_from_env("VMNETX_LOG").unwrap_or_else(|_| EnvFilter::new("warn"));
-    let colour = std::io::stderr().is_terminal();
-    // The root program may have set up its own.
-    let _ = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(colour).try_init();
+    start_log("warn");
     let (json, hidden) = (args.json, args.json || args.quiet);
     let progress = Shown::new("uploaded", hidden);
     let report = push(&options(args), &progress)?;

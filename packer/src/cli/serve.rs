@@ -1,13 +1,11 @@
 //! `serve`: a web server for a repository.
 
-use std::io::IsTerminal;
 use std::path::PathBuf;
 
-use tracing_subscriber::EnvFilter;
 use vmnetx_store::dir::RepositoryDir;
 use vmnetx_store::interrupt;
 
-use super::output::{put, say};
+use super::output::{put, say, start_log};
 use crate::{Error, Server};
 
 /// Serve the repository REPO over HTTP, until interrupted.
@@ -23,11 +21,7 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: &Args) -> Result<(), Error> {
-    let filter = EnvFilter::try_from_env("VMNETX_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
-    let colour = std::io::stderr().is_terminal();
-    let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(colour);
-    // The root program may have set up its own.
-    let _ = subscriber.with_target(false).try_init();
+    start_log("info");
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(Error::Runtime)?;
     runtime.block_on(serve(args))
 }

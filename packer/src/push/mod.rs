@@ -18,7 +18,8 @@ use std::time::Duration;
 
 use serde::Serialize;
 use tokio_util::sync::CancellationToken;
-use vmnetx_format::{Digest, Envelope, Name};
+use vmnetx_format::limits::MANIFEST_BYTES_MAX;
+use vmnetx_format::{Digest, Envelope, Name, link_path, manifest_path};
 use vmnetx_store::dir::RepositoryDir;
 use vmnetx_store::interrupt;
 
@@ -200,7 +201,8 @@ async fn put_links(
     stop: &CancellationToken,
 ) -> Result<(), Error> {
     if let (Conditions::With, Some(envelope)) = (conditions, here.links.first()) {
-        let manifest = here.repository.manifest(&envelope.link.current)?.encode();
+        let digest = &envelope.link.current.manifest;
+        let manifest = here.repository.verified(&manifest_path(digest), MANIFEST_BYTES_MAX, digest)?;
         link::check_conditions(bucket, steps.iter().map(|(_, step)| step), &manifest).await?;
     }
     for (envelope, (_, step)) in here.links.iter().zip(steps) {
@@ -263,7 +265,7 @@ impl Here {
 
 fn envelopes(repository: &RepositoryDir, names: &[Name]) -> Result<Vec<Envelope>, Error> {
     let envelope = |name: &Name| {
-        let missing = || Error::Object { object: vmnetx_format::link_path(name), source: Box::new(Damage::Missing) };
+        let missing = || Error::Object { object: link_path(name), source: Box::new(Damage::Missing) };
         repository.link(name)?.ok_or_else(missing)
     };
     names.iter().map(envelope).collect()

@@ -164,7 +164,7 @@ fn failures_have_their_exit_codes_and_leave_stdout_empty() {
 #[test]
 fn help_names_every_command() {
     let help = stdout(&program().arg("--help").assert().success());
-    for command in ["build", "describe-domain", "info", "list", "verify", "export", "serve", "keygen", "sign"] {
+    for command in ["build", "describe-domain", "info", "list", "verify", "export", "push", "serve", "keygen", "sign"] {
         assert!(help.contains(command), "{help}");
         program().args([command, "--help"]).assert().success();
     }

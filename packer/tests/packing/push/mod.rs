@@ -18,13 +18,18 @@ use crate::support::{Scene, noise, text};
 const KEY_ID: &str = "AKIDOFTHETESTS";
 const SECRET: &str = "hush/SecretOfTheTests+0123456789";
 
-/// `vmnetx-pack push` of the scene's repository, with good credentials and nothing else from the environment.
-fn command(scene: &Scene, endpoint: &str, words: &[&str]) -> Command {
+/// `vmnetx-pack push` of the scene's repository to a bucket, with good credentials and nothing else from the environment.
+fn command_to(scene: &Scene, bucket: &str, words: &[&str]) -> Command {
     let mut command = Command::new(assert_cmd::cargo::cargo_bin!("vmnetx-pack"));
     command.env_clear().env("HOME", scene.path("home"));
     command.env("AWS_ACCESS_KEY_ID", KEY_ID).env("AWS_SECRET_ACCESS_KEY", SECRET);
-    command.arg("push").arg(scene.repo()).arg("s3://vms/lab").args(["--endpoint", endpoint, "--quiet"]).args(words);
+    command.arg("push").arg(scene.repo()).args([bucket, "--quiet"]).args(words);
     command
+}
+
+/// The same to the bucket of the tests.
+fn command(scene: &Scene, endpoint: &str, words: &[&str]) -> Command {
+    command_to(scene, "s3://vms/lab", &[&["--endpoint", endpoint], words].concat())
 }
 
 /// Runs it to its end; its exit code and what it said on standard output and standard error.

@@ -5,7 +5,7 @@ use std::process::Command;
 
 use super::proxy::{Fate, Proxy};
 use super::server::S3;
-use super::{KEY_ID, SECRET, command, disk, pushed, run, verify_whole};
+use super::{KEY_ID, SECRET, command, command_to, disk, pushed, run, verify_whole};
 use crate::support::{Scene, noise};
 
 /// The headers of an answer to a reader without keys, in lower case.
@@ -186,7 +186,10 @@ fn what_cannot_be_reached_is_told() {
     let (code, _, told) = run(command(&scene, "http://127.0.0.1:1", &[]));
     assert!(code == 5 && told.contains("127.0.0.1:1"), "{told}");
     let s3 = S3::start();
-    let mut other = command(&scene, &s3.endpoint(), &[]);
-    other.arg("--region").arg("eu-west-1");
-    assert_eq!(run(other).0, 0, "a region is only a name to this server");
+    let mut nowhere = command_to(&scene, "s3://nowhere", &[]);
+    nowhere.env("AWS_ENDPOINT_URL", s3.endpoint());
+    let (code, _, told) = run(nowhere);
+    assert!(code == 5 && told.contains("s3://nowhere") && told.contains("NoSuchBucket"), "{told}");
+    let code = run(command(&scene, &s3.endpoint(), &["--region", "eu-west-1"])).0;
+    assert_eq!(code, 0, "a region is only a name to this server");
 }
