@@ -49,8 +49,9 @@ impl Published {
             disks: vec![DiskFile::raw("disk0".parse().expect("a name"), self.disk())],
             allow_backing: false,
             base: None,
-            machine: Machine::from_toml(include_str!("../../../qemu-configs/default.toml"))
-                .expect("the default machine"),
+            machine: Some(
+                Machine::from_toml(include_str!("../../../qemu-configs/default.toml")).expect("the default machine"),
+            ),
             title: None,
             urls: Vec::new(),
             chunker: None,

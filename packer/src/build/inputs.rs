@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use serde::Serialize;
+use vmnetx_format::machine::Machine;
 use vmnetx_format::{Chunker, Digest, Envelope, Name, link_path};
 use vmnetx_store::dir::RepositoryDir;
 
@@ -30,8 +31,9 @@ pub struct DiskReport {
     pub base: Option<Digest>,
 }
 
-/// The disks of a version that is to be built, in its order.
+/// The machine and the disks of a version that is to be built, these in its order.
 pub(super) struct Inputs {
+    pub(super) machine: Machine,
     pub(super) disks: Vec<Opened>,
     pub(super) reports: Vec<DiskReport>,
 }
@@ -47,7 +49,8 @@ pub(super) struct Opened {
 impl Inputs {
     /// Opens whole disks.
     pub(super) fn whole(options: &BuildOptions, progress: &dyn Progress) -> Result<Self, Error> {
-        let mut inputs = Self { disks: Vec::new(), reports: Vec::new() };
+        let machine = options.machine.clone().ok_or(Error::Stopped)?;
+        let mut inputs = Self { machine, disks: Vec::new(), reports: Vec::new() };
         for disk in &options.disks {
             inputs.open(options, disk, progress)?;
         }
@@ -76,8 +79,12 @@ impl Inputs {
         let added = options.disks.iter().filter(is_new);
         let names: Vec<Name> =
             published.iter().map(|base| &base.name).chain(added.clone().map(|disk| &disk.name)).cloned().collect();
-        options.machine.validate(&names)?;
-        let mut inputs = Self { disks: Vec::new(), reports: Vec::new() };
+        let machine = match &options.machine {
+            Some(machine) => machine.clone(),
+            None => repository.manifest(version)?.machine,
+        };
+        machine.validate(&names)?;
+        let mut inputs = Self { machine, disks: Vec::new(), reports: Vec::new() };
         for under in &published {
             match options.disks.iter().find(|disk| disk.name == under.name) {
                 Some(disk) if disk.format == DiskFormat::Qcow2 => {

@@ -41,8 +41,8 @@ pub struct BuildOptions {
     pub allow_backing: bool,
     /// The version that qcow2 disks are overlays over; nothing if all disks are whole.
     pub base: Option<BaseOptions>,
-    /// The virtual hardware.
-    pub machine: Machine,
+    /// The virtual hardware; nothing for that of the base.
+    pub machine: Option<Machine>,
     /// The title; nothing to keep the one that the link has.
     pub title: Option<Title>,
     /// Where the repository can be read, the canonical URL first; empty to keep those that the link has.
@@ -132,7 +132,7 @@ fn publish_inputs(
     let repository = publisher.repository();
     let previous = before.as_ref().and_then(|envelope| repository.manifest(&envelope.link.current).ok());
     let known = Known::read(repository, progress)?;
-    let Inputs { disks, reports } = inputs;
+    let Inputs { machine, disks, reports } = inputs;
     let input = |disk: inputs::Opened| {
         let chunker = disk.chunker.unwrap_or_else(|| chunker(options, &disk.name, previous.as_ref()));
         (disk.name.clone(), Input { name: disk.name.to_string(), source: disk.source, chunker })
@@ -153,7 +153,7 @@ fn publish_inputs(
         content: Digest::of(&roots.content.encode()),
         chunker: disk.chunker,
     });
-    let manifest = Manifest::new(options.machine.clone(), manifest_disks.collect(), None)?;
+    let manifest = Manifest::new(machine, manifest_disks.collect(), None)?;
     publish::publish(publisher, options, before, &manifest, built, reports)
 }
 
@@ -165,8 +165,12 @@ fn check_names(options: &BuildOptions, names: &[Name]) -> Result<(), Error> {
     if let Some((_, name)) = names.iter().enumerate().find(|(index, name)| names[..*index].contains(name)) {
         return Err(Error::DuplicateDisk(name.clone()));
     }
-    // With a base there are perhaps more disks than were given.
-    if options.base.is_some() { Ok(()) } else { Ok(options.machine.validate(names)?) }
+    match &options.machine {
+        // With a base there are perhaps more disks than were given.
+        _ if options.base.is_some() => Ok(()),
+        Some(machine) => Ok(machine.validate(names)?),
+        None => Err(Error::Usage("a version that starts from no other needs a machine description".to_owned())),
+    }
 }
 
 fn chunker(options: &BuildOptions, name: &Name, previous: Option<&Manifest>) -> Chunker {

@@ -49,7 +49,7 @@ pub(super) struct Args {
     /// Take qcow2 disks for overlays over --base also if they do not say so, as those of `vmnetx run --persist` do.
     #[arg(long, requires = "base")]
     trust_base: bool,
-    /// The virtual hardware, in TOML. Without it: a plain PC with one CPU and 1 GiB.
+    /// The virtual hardware, in TOML. Without it: that of --base, else a plain PC with one CPU and 1 GiB.
     #[arg(long, value_name = "FILE", conflicts_with = "domain")]
     machine: Option<PathBuf>,
     /// The virtual hardware and, without --disk, the disks of a libvirt domain, as `virsh dumpxml --inactive` writes it.
@@ -126,9 +126,11 @@ fn options(args: Args) -> Result<(BuildOptions, Option<Description>), Error> {
             let description = domain(&path, &args.drop, given.len())?;
             let disks = if given.is_empty() { own_disks(&description)? } else { given };
             let names: Vec<_> = disks.iter().map(|disk| disk.name.clone()).collect();
-            (description.machine_with(&names), disks, Some(description))
+            (Some(description.machine_with(&names)), disks, Some(description))
         }
-        None => (machine(args.machine)?, given, None),
+        // A new version of a package has the old one's hardware unless its publisher says otherwise.
+        None if args.machine.is_none() && args.base.is_some() => (None, given, None),
+        None => (Some(machine(args.machine)?), given, None),
     };
     let options = BuildOptions {
         repository: args.repo,

@@ -245,8 +245,15 @@ fn disks_that_are_not_given_are_taken_over() {
 fn the_program_takes_a_base() {
     let scene = Scene::new();
     let base = scene.image("base.raw", &noise(1, 1 << 20));
-    let first = scene.build("vm", &base);
-    let overlay = overlay(&scene, "overlay.qcow2", first.version, "cluster_size=64k", 1 << 20);
+    // A machine that is not the default one: the new version keeps it.
+    let server = concat!(env!("CARGO_MANIFEST_DIR"), "/../qemu-configs/server.toml");
+    program().arg("build").arg(scene.repo()).args(["vm", "--machine", server, "--disk"]).arg(&base).assert().success();
+    let machine = || {
+        let link = scene.repository().link(&"vm".parse().unwrap()).unwrap().unwrap().link;
+        (link.current.manifest, scene.repository().manifest(&link.current).unwrap().machine)
+    };
+    let (first, hardware) = machine();
+    let overlay = overlay(&scene, "overlay.qcow2", first, "cluster_size=64k", 1 << 20);
     let merged = written(&scene, &overlay, &base, &["write -P 7 64k 64k".to_owned()]);
     let mut command = program();
     command
@@ -258,6 +265,8 @@ fn the_program_takes_a_base() {
     let told = String::from_utf8(told.get_output().stdout.clone()).unwrap();
     assert!(told.starts_with("published vm, serial 2"), "{told}");
     assert!(scene.exported("vm") == fs::read(merged).unwrap());
+    assert_eq!(machine().1, hardware);
+    assert_ne!(hardware, crate::support::machine());
 }
 
 #[test]
