@@ -8,6 +8,7 @@ mod binding;
 mod chunker;
 mod digest;
 mod frame;
+mod json;
 mod link;
 mod manifest;
 mod name;

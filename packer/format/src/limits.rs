@@ -67,6 +67,12 @@ pub const DISKS_MAX: usize = 16;
 /// RAM blocks of a package's memory.
 pub const RAM_BLOCKS_MAX: usize = 256;
 
+/// Bytes of a RAM block's name, as QEMU limits it (`RAMBlock.idstr`).
+pub const RAM_BLOCK_NAME_BYTES_MAX: usize = 255;
+
+/// Bytes of a saved VM's device state: everything but its RAM.
+pub const DEVICE_STATE_BYTES_MAX: u64 = 64 << 20;
+
 /// Bytes of a package's or a disk's name.
 pub const NAME_BYTES_MAX: usize = 64;
 

@@ -7,9 +7,8 @@ use url::Url;
 use crate::limits::{
     LAYOUT_BYTES_MAX, LINK_BYTES_MAX, MANIFEST_BYTES_MAX, ORDERS_MAX, RETAINED_MAX, URL_BYTES_MAX, URLS_MAX,
 };
-use crate::name::printable;
 use crate::signature::{SecretKey, Signature, SignatureError};
-use crate::{Digest, FORMAT_NUMBER, Name, PublicKey, Title};
+use crate::{Digest, FORMAT_NUMBER, Name, PublicKey, Title, json};
 
 /// What a link file says.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -169,17 +168,16 @@ impl Envelope {
         if bytes.len() as u64 > LINK_BYTES_MAX {
             return Err(LinkError::TooLarge(bytes.len() as u64));
         }
-        let json = |error: serde_json::Error| LinkError::Json(printable(&error));
         // The number comes first: a later format may have any fields.
-        let Number { vmnetx } = serde_json::from_slice(bytes).map_err(json)?;
+        let Number { vmnetx } = json::from_slice(bytes).map_err(LinkError::Json)?;
         if vmnetx != u64::from(FORMAT_NUMBER) {
             return Err(LinkError::FormatNumber(vmnetx));
         }
-        let File { link: text, blake3, signature, .. } = serde_json::from_slice(bytes).map_err(json)?;
+        let File { link: text, blake3, signature, .. } = json::from_slice(bytes).map_err(LinkError::Json)?;
         if Digest::of(text.get().as_bytes()) != blake3 {
             return Err(LinkError::Digest);
         }
-        let link: Link = serde_json::from_str(text.get()).map_err(json)?;
+        let link: Link = json::from_slice(text.get().as_bytes()).map_err(LinkError::Json)?;
         link.check()?;
         Ok(Self { link, signature, text })
     }

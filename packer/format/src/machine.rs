@@ -22,6 +22,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::Name;
+use crate::name::printable_lines;
 
 mod values;
 
@@ -251,7 +252,8 @@ impl Machine {
         if text.len() > MACHINE_BYTES_MAX {
             return Err(MachineError::TooLong { bytes: text.len() });
         }
-        toml::from_str(text).map_err(|error| MachineError::Syntax(error.to_string().trim_end().to_owned()))
+        // The message shows the line that is wrong, and that line may be anything.
+        toml::from_str(text).map_err(|error| MachineError::Syntax(printable_lines(&error)))
     }
 
     /// Writes the description as TOML that [`Machine::from_toml`] reads back.

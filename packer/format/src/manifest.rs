@@ -2,10 +2,10 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::limits::{DISKS_MAX, MANIFEST_BYTES_MAX, RAM_BLOCKS_MAX};
+use crate::limits::{DEVICE_STATE_BYTES_MAX, DISKS_MAX, MANIFEST_BYTES_MAX, RAM_BLOCK_NAME_BYTES_MAX, RAM_BLOCKS_MAX};
 use crate::machine::{Machine, MachineError};
 use crate::name::printable;
-use crate::{Chunker, Digest, FORMAT_NUMBER, Geometry, Name, TreeError};
+use crate::{Chunker, Digest, FORMAT_NUMBER, Geometry, Name, TreeError, json};
 
 /// One version of a package: machine, disks and, if it was saved running, memory. It does not say where anything is
 /// stored, what it is called or when it was published: those may change without the version becoming another.
@@ -52,7 +52,7 @@ pub struct Memory {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RamBlock {
-    /// QEMU's name of the block.
+    /// QEMU's name of the block: printable ASCII.
     pub name: String,
     /// Its size.
     pub size_bytes: u64,
@@ -89,6 +89,14 @@ pub enum ManifestError {
     /// Two disks of one name.
     #[error("the manifest names two disks {0:?}")]
     DuplicateDisk(Name),
+    /// A RAM block of a name that no QEMU gives, or of one that another has.
+    #[error(
+        "the manifest's RAM block {0:?} must have a name of its own, 1 to {RAM_BLOCK_NAME_BYTES_MAX} bytes of printable ASCII"
+    )]
+    RamBlock(String),
+    /// A device state too large.
+    #[error("the manifest's device_state_bytes is {0}, more than {DEVICE_STATE_BYTES_MAX}")]
+    DeviceState(u64),
     /// A disk too large.
     #[error("disk {name}: {error}")]
     Size {
@@ -133,13 +141,12 @@ impl Manifest {
         if bytes.len() as u64 > MANIFEST_BYTES_MAX {
             return Err(ManifestError::TooLarge(bytes.len() as u64));
         }
-        let json = |error: serde_json::Error| ManifestError::Json(printable(&error));
         // The number comes first: a later format may have any fields.
-        let Number { vmnetx } = serde_json::from_slice(bytes).map_err(json)?;
+        let Number { vmnetx } = json::from_slice(bytes).map_err(ManifestError::Json)?;
         if vmnetx != u64::from(FORMAT_NUMBER) {
             return Err(ManifestError::FormatNumber(vmnetx));
         }
-        let manifest: Self = serde_json::from_slice(bytes).map_err(json)?;
+        let manifest: Self = json::from_slice(bytes).map_err(ManifestError::Json)?;
         manifest.check()?;
         Ok(manifest)
     }
@@ -163,6 +170,7 @@ impl Manifest {
         count("disks", self.disks.len(), 1, DISKS_MAX)?;
         if let Some(memory) = &self.memory {
             count("RAM blocks", memory.blocks.len(), 1, RAM_BLOCKS_MAX)?;
+            memory.check()?;
         }
         for (index, disk) in self.disks.iter().enumerate() {
             if self.disks.iter().take(index).any(|other| other.name == disk.name) {
@@ -172,6 +180,23 @@ impl Manifest {
         self.images()?;
         let names: Vec<Name> = self.disks.iter().map(|disk| disk.name.clone()).collect();
         Ok(self.machine.validate(&names)?)
+    }
+}
+
+impl Memory {
+    fn check(&self) -> Result<(), ManifestError> {
+        for (index, block) in self.blocks.iter().enumerate() {
+            let name = &block.name;
+            let good =
+                (1..=RAM_BLOCK_NAME_BYTES_MAX).contains(&name.len()) && name.bytes().all(|b| b.is_ascii_graphic());
+            if !good || self.blocks.iter().take(index).any(|other| other.name == *name) {
+                return Err(ManifestError::RamBlock(printable(name)));
+            }
+        }
+        match self.device_state_bytes {
+            bytes if bytes > DEVICE_STATE_BYTES_MAX => Err(ManifestError::DeviceState(bytes)),
+            _ => Ok(()),
+        }
     }
 }
 

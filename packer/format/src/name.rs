@@ -46,9 +46,24 @@ impl Title {
     }
 }
 
-/// Characters that turn the direction of text or hide it: a title with them can pass for another.
+/// Characters that turn the direction of text, break its line or hide in it: a title with them can pass for another.
 const fn is_deceptive(c: char) -> bool {
-    matches!(c, '\u{61c}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')
+    matches!(
+        c,
+        '\u{ad}'
+            | '\u{61c}'
+            | '\u{115f}'
+            | '\u{1160}'
+            | '\u{180e}'
+            | '\u{200b}'..='\u{200f}'
+            | '\u{2028}'..='\u{202e}'
+            | '\u{2060}'..='\u{206f}'
+            | '\u{3164}'
+            | '\u{feff}'
+            | '\u{ffa0}'
+            | '\u{fff9}'..='\u{fffb}'
+            | '\u{e0000}'..='\u{e007f}'
+    )
 }
 
 fn clip(text: &str) -> String {
@@ -59,8 +74,17 @@ fn clip(text: &str) -> String {
 /// length and without characters that steer a terminal.
 pub(crate) fn printable(message: &impl fmt::Display) -> String {
     const CHARS_MAX: usize = 300;
-    let shown = |c: char| if c.is_control() || is_deceptive(c) { char::REPLACEMENT_CHARACTER } else { c };
     message.to_string().chars().take(CHARS_MAX).map(shown).collect()
+}
+
+/// The same for a message of several lines, which stay lines.
+pub(crate) fn printable_lines(message: &impl fmt::Display) -> String {
+    let text = message.to_string();
+    text.trim_end().lines().map(|line| printable(&line)).collect::<Vec<_>>().join("\n")
+}
+
+fn shown(c: char) -> char {
+    if c.is_control() || is_deceptive(c) { char::REPLACEMENT_CHARACTER } else { c }
 }
 
 impl TryFrom<String> for Name {
@@ -139,7 +163,9 @@ mod tests {
 
     #[test]
     fn titles_cannot_steer_a_terminal() {
-        for bad in ["a\x1b[31m", "two\nlines", "a\u{9b}31m", "abc\u{202e}fed", &"x".repeat(257)] {
+        for bad in
+            ["a\x1b[31m", "two\nlines", "a\u{9b}31m", "abc\u{202e}fed", "a\u{ad}b", "a\u{e0041}", &"x".repeat(257)]
+        {
             let error = bad.parse::<Title>().unwrap_err().to_string();
             assert!(error.chars().all(|c| !c.is_control()), "{error:?}");
         }

@@ -256,7 +256,8 @@ impl Catalogue {
                 _ => return Err(WireError::Tag),
             };
             let plain_len = reader.bounded_u32("a frame's plain length", FRAME_PLAIN_BYTES_MAX)?;
-            let stored_len = reader.bounded_u32("a frame's stored length", plain_len)?;
+            // No frame is empty: else a few bytes could list as many as there may be.
+            let stored_len = reader.positive_u32("a frame's stored length", plain_len)?;
             entries.push(Entry { kind, digest: Digest::from_bytes([0; Digest::BYTES]), plain_len, stored_len });
         }
         for entry in &mut entries {

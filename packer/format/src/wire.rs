@@ -18,6 +18,8 @@ pub(crate) enum WireError {
     TooLarge { what: &'static str, value: u64, max: u64 },
     #[error("it starts with the wrong tag")]
     Tag,
+    #[error("{0} is 0")]
+    Zero(&'static str),
 }
 
 /// Reads primitives from the front of a slice.
@@ -75,6 +77,14 @@ impl<'a> Reader<'a> {
     /// A [`Self::bounded`] integer of 32 bits.
     pub(crate) fn bounded_u32(&mut self, what: &'static str, max: u32) -> Result<u32, WireError> {
         self.bounded(what, max.into()).map(|value| value as u32)
+    }
+
+    /// A [`Self::bounded_u32`] that is not 0.
+    pub(crate) fn positive_u32(&mut self, what: &'static str, max: u32) -> Result<u32, WireError> {
+        match self.bounded_u32(what, max)? {
+            0 => Err(WireError::Zero(what)),
+            value => Ok(value),
+        }
     }
 
     /// A signed integer in zigzag form.

@@ -185,6 +185,14 @@ fn a_machine_has_places_for_its_devices() {
 }
 
 #[test]
+fn what_is_wrong_in_a_text_is_shown_without_steering_a_terminal() {
+    for line in ["vga = \"\u{1b}[2J\"", "vga = \"\u{202e}x\"", "# \u{7}", "\u{9b}31m = 1"] {
+        let error = with(line).map(|machine| panic!("{machine:?}")).unwrap_err().to_string();
+        assert!(error.chars().all(|c| c == '\n' || !c.is_control() && c != '\u{202e}'), "{error:?}");
+    }
+}
+
+#[test]
 fn a_long_text_is_refused_before_it_is_parsed() {
     let text = format!("#{}\n{SMALLEST}", "x".repeat(MACHINE_BYTES_MAX));
     assert_eq!(Machine::from_toml(&text), Err(MachineError::TooLong { bytes: text.len() }));

@@ -113,7 +113,7 @@ impl LayoutLeaf {
         let mut places = Vec::with_capacity(count as usize);
         for _ in 0..count {
             let (index, offset) = packs.take(&mut reader)?;
-            let stored_len = reader.bounded_u32("a stored length", FRAME_PLAIN_BYTES_MAX)?;
+            let stored_len = reader.positive_u32("a stored length", FRAME_PLAIN_BYTES_MAX)?;
             places.push(Place { pack: packs.advance(index, offset, stored_len.into())?, offset, stored_len });
         }
         reader.end()?;
@@ -169,7 +169,7 @@ impl LayoutInner {
         let mut children = Vec::with_capacity(count as usize);
         for _ in 0..count {
             let (index, offset) = packs.take(&mut reader)?;
-            let mut len = || reader.bounded_u32("a node's length", NODE_BYTES_MAX);
+            let mut len = || reader.positive_u32("a node's length", NODE_BYTES_MAX);
             let [content_stored_len, content_plain_len, layout_stored_len, layout_plain_len] =
                 [len()?, len()?, len()?, len()?];
             let stored = u64::from(content_stored_len) + u64::from(layout_stored_len);

@@ -30,7 +30,7 @@ fn places(count: usize) -> impl Strategy<Value = Vec<Place>> {
 }
 
 fn inner() -> impl Strategy<Value = (ContentInner, LayoutInner)> {
-    proptest::collection::vec((0_u32..9, 0_u32..5, 0_u64..100_000_000, 0_u32..100_000), 0..400).prop_map(|parts| {
+    proptest::collection::vec((0_u32..9, 0_u32..5, 0_u64..100_000_000, 2_u32..100_000), 0..400).prop_map(|parts| {
         let mut content = ContentInner::default();
         let mut children = Vec::new();
         let mut at = 0;
