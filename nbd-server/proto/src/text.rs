@@ -28,10 +28,12 @@ pub(crate) fn parse(bytes: &[u8]) -> Result<&str, BadString> {
     Ok(text)
 }
 
-/// Reads a text for people as received: what is wrong in it is replaced, what is too much is cut.
+/// Reads a text for people as received: what is wrong in it, and what would steer a terminal, is replaced; what is too
+/// much is cut.
 pub(crate) fn lossy(bytes: &[u8]) -> String {
     let bytes = bytes.get(..MAX_STRING_BYTES).unwrap_or(bytes);
-    String::from_utf8_lossy(bytes).chars().filter(|c| *c != '\0').collect()
+    let shown = |c: char| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c };
+    String::from_utf8_lossy(bytes).chars().filter(|c| *c != '\0').map(shown).collect()
 }
 
 /// The start of a text that may be sent: up to the limit or the first NUL, whole characters.

@@ -70,8 +70,10 @@ fn split<'a>(bytes: &'a [u8], places: &[Index]) -> Vec<&'a [u8]> {
     places.windows(2).map(|pair| &bytes[pair[0]..pair[1]]).collect()
 }
 
+/// Text that a server may send; a client would replace control characters.
 fn text(max_chars: usize) -> impl Strategy<Value = String> {
-    vec(any::<char>().prop_filter("NUL", |c| *c != '\0'), 0..max_chars).prop_map(|chars| chars.into_iter().collect())
+    let shown = any::<char>().prop_map(|c| if c.is_control() { '.' } else { c });
+    vec(shown, 0..max_chars).prop_map(|chars| chars.into_iter().collect())
 }
 
 fn name() -> impl Strategy<Value = String> {

@@ -71,6 +71,16 @@ fn chunks_have_the_bytes_of_the_specification() {
 }
 
 #[test]
+fn error_text_of_a_server_steers_no_terminal() {
+    let mut output = Vec::new();
+    error(&mut output, COOKIE, ChunkFlags::DONE, ErrorCode::IO, "no\x1b[2J\nluck\u{9b}");
+    match decode(&output).unwrap() {
+        Chunk::Error { text, .. } => assert_eq!(text, "no\u{fffd}[2J\u{fffd}luck\u{fffd}"),
+        chunk => panic!("{chunk:?}"),
+    }
+}
+
+#[test]
 fn error_text_is_cut_at_whole_characters() {
     // Case 50: 4096 is no multiple of the three bytes of this character.
     let text = "€".repeat(2000);
