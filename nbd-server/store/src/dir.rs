@@ -17,6 +17,7 @@ use vmnetx_format::{
 };
 
 use crate::failure::{Class, Told};
+use crate::file::open_regular;
 
 mod publisher;
 #[cfg(test)]
@@ -110,6 +111,16 @@ pub enum DirError {
         bytes: u64,
         /// The limit.
         max_bytes: u64,
+    },
+    /// A pack ends before what an index says it holds.
+    #[error("{} is damaged: it has {bytes} bytes, and an index names bytes up to {end}", path.display())]
+    Short {
+        /// The pack.
+        path: PathBuf,
+        /// Its bytes.
+        bytes: u64,
+        /// Where what the index names would end.
+        end: u64,
     },
     /// An object's bytes do not have the digest that names it.
     #[error("{} is damaged: its bytes do not have the digest that names it", path.display())]
@@ -284,7 +295,7 @@ impl RepositoryDir {
     /// [`DirError::TooLarge`]; [`DirError::Io`].
     pub fn pack(&self, digest: &Digest) -> Result<PackFile, DirError> {
         let path = self.root.join(pack_path(digest));
-        let file = File::open(&path).map_err(io_error("open", &path))?;
+        let file = open_regular(&path).map_err(io_error("open", &path))?;
         let len = file.metadata().map_err(io_error("read", &path))?.len();
         if len > PACK_BYTES_MAX {
             return Err(DirError::TooLarge { path, bytes: len, max_bytes: PACK_BYTES_MAX });
@@ -410,8 +421,12 @@ impl PackFile {
     /// Fills `buffer` with the bytes from `offset` on.
     ///
     /// # Errors
-    /// [`DirError::Io`], also when the pack ends before that.
+    /// [`DirError::Short`] when the pack ends before that; [`DirError::Io`].
     pub fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> Result<(), DirError> {
+        let end = offset.saturating_add(buffer.len() as u64);
+        if end > self.len {
+            return Err(DirError::Short { path: self.path.clone(), bytes: self.len, end });
+        }
         self.file.read_exact_at(buffer, offset).map_err(io_error("read", &self.path))
     }
 }
@@ -430,9 +445,8 @@ impl Told for DirError {
             Self::Io { source, .. } => Class::of_io(source),
             Self::NotARepository { .. } | Self::NotEmpty { .. } | Self::Path(_) => Class::Usage,
             Self::Locked { .. } => Class::Failure,
-            Self::TooLarge { .. } | Self::Digest { .. } | Self::Link { .. } | Self::Tombstones { .. } => {
-                Class::Integrity
-            }
+            Self::TooLarge { .. } | Self::Short { .. } | Self::Digest { .. } | Self::Link { .. } => Class::Integrity,
+            Self::Tombstones { .. } => Class::Integrity,
             Self::LinkName { .. } | Self::Manifest { .. } | Self::Pack { .. } => Class::Integrity,
         }
     }
@@ -445,6 +459,7 @@ impl Told for DirError {
             Self::Tombstones { .. } => "remove the file: `prune` marks anew what nothing leads to".into(),
             Self::LinkName { .. } => "rename the link file to the name that it says".into(),
             Self::TooLarge { .. }
+            | Self::Short { .. }
             | Self::Digest { .. }
             | Self::Link { .. }
             | Self::Manifest { .. }
@@ -457,7 +472,7 @@ impl Told for DirError {
 }
 
 fn read_whole(path: &Path, max_bytes: u64) -> Result<Vec<u8>, DirError> {
-    let file = File::open(path).map_err(io_error("open", path))?;
+    let file = open_regular(path).map_err(io_error("open", path))?;
     let mut bytes = Vec::new();
     file.take(max_bytes.saturating_add(1)).read_to_end(&mut bytes).map_err(io_error("read", path))?;
     if bytes.len() as u64 > max_bytes {

@@ -43,6 +43,12 @@ pub enum Error {
         /// The limit.
         max_bytes: u64,
     },
+    /// An object that another one names is not in a local repository.
+    #[error("{object} is missing")]
+    Missing {
+        /// The file.
+        object: String,
+    },
     /// An object ends before what its index says it holds.
     #[error("{object} is damaged: it is shorter than its index says")]
     Short {
@@ -144,6 +150,14 @@ impl Error {
         Self::Local { object: object.to_string(), source: Arc::new(source) }
     }
 
+    /// What the error means for an object that another one names: one that is not there is damage.
+    pub(crate) fn of_object(self) -> Self {
+        match self {
+            Self::Local { object, source } if source.kind() == std::io::ErrorKind::NotFound => Self::Missing { object },
+            error => error,
+        }
+    }
+
     /// Whether the same request may succeed a little later.
     pub(crate) const fn is_transient(&self) -> bool {
         matches!(self, Self::Network { .. })
@@ -160,7 +174,7 @@ impl Told for Error {
         match self {
             Self::Network { .. } | Self::Refused { .. } => Class::Network,
             Self::Digest { .. } | Self::Frame { .. } | Self::Tree { .. } | Self::TooLarge { .. } => Class::Integrity,
-            Self::Short { .. } | Self::Link { .. } | Self::Manifest { .. } => Class::Integrity,
+            Self::Missing { .. } | Self::Short { .. } | Self::Link { .. } | Self::Manifest { .. } => Class::Integrity,
             Self::Trust(error) => error.class(),
             Self::Location { .. } | Self::NoVersion { .. } => Class::Usage,
             Self::Cache { .. } => Class::Host,
@@ -176,7 +190,11 @@ impl Told for Error {
                 "check the link for typing errors; if it is right, the repository is incomplete: tell its publisher"
                     .into()
             }
-            Self::Short { .. } | Self::Digest { .. } | Self::Frame { .. } | Self::Tree { .. } => {
+            Self::Missing { .. }
+            | Self::Short { .. }
+            | Self::Digest { .. }
+            | Self::Frame { .. }
+            | Self::Tree { .. } => {
                 "the repository is damaged: tell its publisher, who can run `vmnetx-pack verify`".into()
             }
             _ => return None,

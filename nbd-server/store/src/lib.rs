@@ -3,6 +3,7 @@
 mod cache;
 mod counters;
 mod error;
+mod file;
 mod image;
 mod location;
 mod package;

@@ -7,11 +7,12 @@ use bytes::Bytes;
 use url::Url;
 use vmnetx_format::limits::LINK_BYTES_MAX;
 use vmnetx_format::{
-    Digest, Envelope, LayoutObject, Link, Manifest, PublicKey, Version, layout_path, link_path, manifest_path,
+    Digest, Envelope, LayoutObject, Link, LinkError, Manifest, PublicKey, Version, layout_path, link_path,
+    manifest_path,
 };
 
 use crate::location::{Location, Place};
-use crate::origin::{DirOrigin, HttpOrigin, Origin, OriginTier, Retry, shown};
+use crate::origin::{DirOrigin, HttpOrigin, Origin, OriginTier, Retry, leads_inside, shown};
 use crate::trust::{self, Asked, Believed, Notice};
 use crate::{Error, Image, Store};
 
@@ -155,6 +156,7 @@ async fn read_remote_link(
     let bytes = fetch_link(store, url).await?;
     let envelope = decode(&bytes, &shown(url))?;
     // Before anything that the link names is asked for.
+    check_reach(&envelope.link, url).map_err(|source| Error::Link { object: shown(url), source })?;
     let asked = Asked { url, pinned: location.version.is_some(), pointer };
     let believed = store.trust().check(&asked, &envelope).await?;
     let base = match envelope.link.repositories.first() {
@@ -163,6 +165,17 @@ async fn read_remote_link(
     };
     let origin = Arc::new(HttpOrigin::new(store.client().clone(), base));
     Ok(Head { link: envelope.link, believed, origin, shown: shown(url), bytes: bytes.len() as u64 })
+}
+
+/// Where a link may lead depends on where it was read from.
+fn check_reach(link: &Link, url: &Url) -> Result<(), LinkError> {
+    match link.repositories.iter().find(|repository| leads_inside(url, repository)) {
+        Some(inside) => {
+            let reason = format!("has {}, which is in a private network, and the link is not", shown(inside));
+            Err(LinkError::Field { field: "repositories", reason })
+        }
+        None => Ok(()),
+    }
 }
 
 async fn fetch_link(store: &Store, url: &Url) -> Result<Bytes, Error> {
@@ -190,7 +203,10 @@ async fn verified(
             let right = Digest::of(&bytes) == expected;
             if right { Ok(bytes) } else { Err(Error::Digest { object: origin.locate(path), expected }) }
         });
-        let Err(error) = result else { return result };
+        let error = match result {
+            Ok(bytes) => return Ok(bytes),
+            Err(error) => error.of_object(),
+        };
         damaged += u32::from(error.is_damage());
         let again = error.is_transient() || (error.is_damage() && damaged < crate::limits::DAMAGED_TRIES_MAX);
         if !again || !retry.pause().await {

@@ -3,6 +3,7 @@
 mod segment;
 
 use std::collections::{HashMap, VecDeque};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
@@ -75,7 +76,8 @@ impl DiskCache {
     pub fn open(dir: &Path, max_bytes: u64) -> Result<Self, Error> {
         let cannot = |reason: String| Error::Cache { dir: dir.display().to_string(), reason };
         let io = |error: std::io::Error| cannot(error.to_string());
-        std::fs::create_dir_all(dir).map_err(io)?;
+        // What is fetched is no business of other users.
+        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(io)?;
         let lock =
             std::fs::File::options().create(true).truncate(false).write(true).open(dir.join("lock")).map_err(io)?;
         flock(&lock, FlockOperation::NonBlockingLockExclusive)
@@ -209,7 +211,9 @@ impl Shared {
         let segment = match last {
             Some(segment) if segment.len() + record.len() <= segment_max => segment,
             last => {
-                let segment = Arc::new(Segment::create(&self.dir, last.map_or(0, |segment| segment.number() + 1))?);
+                let number = last.map_or(Some(0), |segment| segment.number().checked_add(1));
+                let number = number.ok_or_else(|| std::io::Error::other("the segments' numbers are used up"))?;
+                let segment = Arc::new(Segment::create(&self.dir, number)?);
                 self.lock().segments.push_back(Arc::clone(&segment));
                 segment
             }

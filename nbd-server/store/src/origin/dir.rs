@@ -8,6 +8,7 @@ use bytes::Bytes;
 
 use super::{Body, Origin, Promise};
 use crate::Error;
+use crate::file::open_regular;
 
 /// Bytes that are read at a time.
 const PIECE_BYTES: u64 = 256 << 10;
@@ -42,7 +43,7 @@ impl Origin for DirOrigin {
             let (sender, body) = Body::channel();
             let opened = blocking({
                 let file = file.clone();
-                move || open_at(&file, range.start).map_err(|error| Error::local(file.display(), error))
+                move || open_at(&file, range.start).map_err(|error| Error::local(file.display(), error).of_object())
             });
             let mut source = opened.await?.take(range.end - range.start);
             tokio::task::spawn_blocking(move || {
@@ -67,7 +68,7 @@ impl Origin for DirOrigin {
 }
 
 fn open_at(file: &Path, offset: u64) -> std::io::Result<std::fs::File> {
-    let mut opened = std::fs::File::open(file)?;
+    let mut opened = open_regular(file)?;
     opened.seek(SeekFrom::Start(offset))?;
     Ok(opened)
 }
@@ -75,7 +76,7 @@ fn open_at(file: &Path, offset: u64) -> std::io::Result<std::fs::File> {
 fn read_whole(file: &Path, max_bytes: u64) -> Result<Bytes, Error> {
     let local = |error| Error::local(file.display(), error);
     let mut bytes = Vec::new();
-    let source = std::fs::File::open(file).map_err(local)?;
+    let source = open_regular(file).map_err(local)?;
     source.take(max_bytes.saturating_add(1)).read_to_end(&mut bytes).map_err(local)?;
     if bytes.len() as u64 > max_bytes {
         return Err(Error::TooLarge { object: file.display().to_string(), max_bytes });

@@ -6,7 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http_body_util::{BodyExt, Empty};
 use hyper::body::{Body as _, Incoming};
-use hyper::header::{CONTENT_RANGE, HeaderValue, LOCATION, RANGE, USER_AGENT};
+use hyper::header::{CONTENT_ENCODING, CONTENT_RANGE, HeaderValue, LOCATION, RANGE, USER_AGENT};
 use hyper::{Request, Response, StatusCode};
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::Client;
@@ -15,6 +15,7 @@ use hyper_util::rt::{TokioExecutor, TokioTimer};
 use tokio::time::{Instant, timeout};
 use url::Url;
 
+use super::reach::leads_inside;
 use super::{Body, Origin, Promise, shown};
 use crate::Error;
 use crate::failure::describe;
@@ -256,7 +257,7 @@ impl Pieces {
 fn check_status(url: &Url, response: &Response<Incoming>, good: &[StatusCode]) -> Result<(), Error> {
     let status = response.status();
     if good.contains(&status) {
-        return Ok(());
+        return check_encoding(url, response);
     }
     let transient = status.is_server_error()
         || matches!(status, StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_MANY_REQUESTS | StatusCode::TOO_EARLY);
@@ -264,6 +265,17 @@ fn check_status(url: &Url, response: &Response<Incoming>, good: &[StatusCode]) -
         return Err(Error::network(&shown(url), format_args!("the server answers {status}")));
     }
     Err(refused(url, status))
+}
+
+/// Objects are asked for as they are. Encoded ones would have to be decoded, to any length, and ranges of them mean nothing.
+fn check_encoding(url: &Url, response: &Response<Incoming>) -> Result<(), Error> {
+    match response.headers().get(CONTENT_ENCODING) {
+        Some(encoding) if encoding != "identity" => {
+            let (status, encoding) = (response.status(), String::from_utf8_lossy(encoding.as_bytes()));
+            Err(refused(url, format_args!("{status} with the content encoding {encoding:?}, which was not asked for")))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// A 206 must carry the range that was asked for, or bytes would be taken for others and only fail their digests.
@@ -288,6 +300,10 @@ fn total_bytes(response: &Response<Incoming>) -> Option<u64> {
 fn redirected<B>(url: &Url, response: &Response<B>) -> Result<Url, Error> {
     let target = response.headers().get(LOCATION).and_then(|value| value.to_str().ok());
     let target = target.and_then(|text| url.join(text).ok()).ok_or_else(|| refused(url, "a redirection to nowhere"))?;
+    if leads_inside(url, &target) {
+        let reason = format_args!("a redirection into a private network, to {}, which is not followed", shown(&target));
+        return Err(refused(url, reason));
+    }
     match (url.scheme(), target.scheme()) {
         ("http", "http" | "https") | ("https", "https") => Ok(target),
         _ => Err(refused(url, format_args!("a redirection to {}, which is not followed", shown(&target)))),
@@ -305,6 +321,15 @@ mod tests {
     fn follow(url: &str, target: &str) -> Result<String, Error> {
         let response = Response::builder().status(302).header(LOCATION, target).body(()).unwrap();
         redirected(&url.parse().unwrap(), &response).map(|url| url.to_string())
+    }
+
+    #[test]
+    fn redirections_do_not_lead_into_a_private_network() {
+        for target in ["http://127.0.0.1/a", "https://10.0.0.1/", "http://router.local/", "http://[::1]:631/"] {
+            let error = follow("http://vms.example.org/a", target).unwrap_err();
+            assert!(error.to_string().contains("private network"), "{target}: {error}");
+        }
+        assert_eq!(follow("http://127.0.0.1:8080/a", "http://127.0.0.1/b").unwrap(), "http://127.0.0.1/b");
     }
 
     #[test]

@@ -3,6 +3,7 @@
 mod dir;
 mod http;
 mod ranges;
+mod reach;
 mod retry;
 mod tier;
 
@@ -21,6 +22,7 @@ pub use tier::OriginTier;
 
 use crate::Error;
 
+pub(crate) use reach::leads_inside;
 pub(crate) use retry::Retry;
 pub(crate) use tier::open_frame;
 

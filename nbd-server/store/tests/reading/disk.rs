@@ -1,7 +1,7 @@
 //! The disk tier when things go wrong: torn and damaged segments, no space, two owners.
 
 use std::fs::File;
-use std::os::unix::fs::{FileExt, symlink};
+use std::os::unix::fs::{FileExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -108,6 +108,30 @@ async fn a_torn_last_record_is_fetched_again_and_nothing_else() {
         assert_eq!(read_all(&repository, torn_dir.path(), 64 * MIB).await, 0, "cut to {torn} bytes, reopened");
         assert_eq!(dir_bytes(torn_dir.path()), whole);
     }
+}
+
+/// Nobody has written so many segments: someone has named a file so.
+#[tokio::test]
+async fn a_segment_of_the_last_number_turns_the_tier_off_and_does_no_harm() {
+    let repository = Repository::of(&Source::of(noise(1, 8 * 4096)));
+    let dir = tempfile::tempdir().unwrap();
+    let planted = dir.path().join(format!("{}.segment", u64::MAX));
+    File::create(&planted).unwrap().set_len(1 << 20).unwrap();
+    // It is cut off where no record is, and then it is the one that is written to, until it is full.
+    let big = Repository::of(&Source::of(noise(2, 8 << 20)));
+    for repository in [repository, big] {
+        let fetched = read_all(&repository, dir.path(), 16 * MIB).await;
+        assert_eq!(fetched, repository.chunks.len());
+    }
+    assert_eq!(segments(dir.path()), [planted]);
+}
+
+#[test]
+fn the_directory_is_made_for_its_owner_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let made = dir.path().join("cache/vmnetx");
+    drop(DiskCache::open(&made, MIB).unwrap());
+    assert_eq!(made.metadata().unwrap().permissions().mode() & 0o777, 0o700);
 }
 
 /// Something that happens to a segment.

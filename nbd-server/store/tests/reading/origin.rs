@@ -518,7 +518,7 @@ async fn objects_that_differ_from_their_digests_are_refused() {
         let server = BadServer::start(root, |_| Answer::Good).await;
         assert!(matches!(open(&server).await.unwrap_err(), Error::Refused { .. }));
         let error = store().package(&repository.location()).await.unwrap_err();
-        assert!(matches!(error, Error::Local { .. }), "{error}");
+        assert!(matches!(error, Error::Missing { .. }), "{error}");
         std::fs::write(&object, whole).unwrap();
     }
     let server = BadServer::start(root, |_| Answer::Good).await;
