@@ -12,9 +12,9 @@ use vmnetx_store::trust::Trust;
 use vmnetx_store::{Location, Options, Package, Store};
 
 use crate::limits::INFO_RETRY_S;
-use crate::local::{LocalLink, Packs, images};
+use crate::local::{LocalImage, LocalLink, NodeKey, Packs, images};
 use crate::remote::open;
-use crate::{Error, Progress};
+use crate::{Damage, Error, Progress};
 
 /// A package and one of its versions.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -117,27 +117,52 @@ pub fn info(location: &Location, trust: &Trust, progress: &dyn Progress) -> Resu
     };
     found.demand(trust)?;
     let version = found.version(location)?;
-    let manifest = found.repository.manifest(version)?;
     let unreadable = |source| Error::Version { link: location.to_string(), source: Box::new(source) };
+    let manifest = found.repository.manifest(version).map_err(|error| unreadable(error.into()))?;
     let packs = Packs::new(found.repository.clone());
     let mut stored = Vec::new();
     for image in images(&found.repository, version, &manifest).map_err(unreadable)? {
-        let mut sum = StoredInfo::default();
-        let mut distinct = HashMap::new();
-        for node in &packs.whole_leaves(&image).map_err(unreadable)? {
-            for chunk in packs.chunks(image.geometry, node).map_err(unreadable)? {
-                sum.chunks += 1;
-                sum.data_bytes += u64::from(chunk.plain_len());
-                distinct.insert(chunk.digest, chunk.place.stored_len);
-            }
-        }
-        sum.stored_bytes = distinct.values().map(|&bytes| u64::from(bytes)).sum();
-        stored.push(sum);
+        stored.push(stored_of(&packs, &image).map_err(unreadable)?);
     }
     let signature = found.envelope.signature.as_ref();
     let good = found.envelope.signer().is_ok();
     let signature = signature.map(|signature| SignatureInfo { key: signature.claimed_key(), good });
     Ok(describe(&found.envelope.link, signature, version, &manifest, &stored))
+}
+
+/// Adds up the index of an image. What it names many times over is looked at once.
+fn stored_of(packs: &Packs, image: &LocalImage) -> Result<StoredInfo, Damage> {
+    let geometry = image.geometry;
+    let mut distinct = HashMap::new();
+    let mut known: HashMap<NodeKey, (u64, u64)> = HashMap::new();
+    let mut sum = (0, 0);
+    for child in image.children() {
+        let key = geometry.has_inner().then(|| child.key(geometry.inner_children(child.leaf)));
+        let below = match key.and_then(|key| known.get(&key)) {
+            Some(below) => *below,
+            None => {
+                let mut below = (0, 0);
+                for leaf in packs.leaves(geometry, child).map_err(|(_, damage)| damage)? {
+                    let key = leaf.key(geometry.leaf_blocks(leaf.leaf));
+                    let (chunks, bytes) = match known.get(&key) {
+                        Some(counts) => *counts,
+                        None => {
+                            let chunks = packs.chunks(geometry, &leaf)?;
+                            distinct.extend(chunks.iter().map(|chunk| (chunk.digest, chunk.place.stored_len)));
+                            let bytes = chunks.iter().map(|chunk| u64::from(chunk.plain_len())).sum();
+                            *known.entry(key).or_insert((chunks.len() as u64, bytes))
+                        }
+                    };
+                    below = (below.0 + chunks, below.1 + bytes);
+                }
+                known.extend(key.map(|key| (key, below)));
+                below
+            }
+        };
+        sum = (sum.0 + below.0, sum.1 + below.1);
+    }
+    let stored_bytes = distinct.values().map(|&bytes| u64::from(bytes)).sum();
+    Ok(StoredInfo { chunks: sum.0, data_bytes: sum.1, stored_bytes })
 }
 
 /// The packages of a repository, in the order of their names.

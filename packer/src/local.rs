@@ -1,6 +1,6 @@
 //! Reads published images straight from the packs of a repository on this host.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -36,21 +36,38 @@ pub(crate) struct LocalImage {
     pub(crate) roots: Roots,
 }
 
-/// A pair of leaves that an image has.
+/// A pair of nodes below a root or an inner node.
 #[derive(Debug, Clone)]
 pub(crate) struct LeafNode {
+    /// Its number: of a leaf among all leaves, of an inner node among the root's children.
     pub(crate) leaf: u32,
     pub(crate) content: Digest,
     pub(crate) place: NodePlace,
 }
 
-/// The leaves of an image as far as they can be reached.
+/// What decides whether a node can be read and what it says, wherever in an image it stands: a small repository can name
+/// the same few nodes millions of times, and nobody needs to look at them more than once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct NodeKey {
+    content: Digest,
+    layout: Digest,
+    pack: Digest,
+    offset: u64,
+    /// Stored and plain lengths of both nodes.
+    lengths: [u32; 4],
+    /// Blocks or children that it may have.
+    span: u32,
+}
+
+/// All leaves of an image as far as they can be reached: for publishers, who lay out anew what they have made.
 #[derive(Debug, Default)]
 pub(crate) struct Leaves {
     pub(crate) nodes: Vec<LeafNode>,
-    /// Leaves that cannot be reached, and why.
-    pub(crate) lost: Vec<(Range<u32>, Damage)>,
+    pub(crate) lost: Vec<Lost>,
 }
+
+/// Leaves that cannot be reached, and why.
+pub(crate) type Lost = (Range<u32>, Damage);
 
 /// The packs of a repository, some of which are open.
 #[derive(Debug)]
@@ -110,6 +127,11 @@ pub(crate) fn images(
 }
 
 impl LocalImage {
+    /// The children of the root, in order.
+    pub(crate) fn children(&self) -> Vec<LeafNode> {
+        children(&self.roots, 0).collect()
+    }
+
     /// An image of which nothing but its size is known, and all of its leaves as lost.
     pub(crate) fn unknown(geometry: Geometry) -> (Self, Leaves) {
         let roots = Roots { content: ContentInner::default(), layout: LayoutInner::default() };
@@ -130,30 +152,53 @@ impl Packs {
         Self { repository, open: Mutex::default() }
     }
 
-    /// The leaves of an image, in order.
-    pub(crate) fn leaves(&self, image: &LocalImage) -> Leaves {
-        let mut leaves = Leaves::default();
-        for child in children(&image.roots, 0) {
-            if !image.geometry.has_inner() {
-                leaves.nodes.push(child);
+    /// The leaves below a child of an image's root, in order; of an image without inner nodes the child itself. There are
+    /// millions of leaves at most, so they are not gathered for a whole image.
+    pub(crate) fn leaves(&self, geometry: Geometry, child: LeafNode) -> Result<Vec<LeafNode>, Lost> {
+        if !geometry.has_inner() {
+            return Ok(vec![child]);
+        }
+        let first = child.leaf.saturating_mul(INNER_FANOUT);
+        match self.inner(geometry, &child) {
+            Ok(node) => Ok(children(&node, first).collect()),
+            Err(damage) => {
+                let end = first.saturating_add(geometry.inner_children(child.leaf));
+                Err((first..end, damage))
+            }
+        }
+    }
+
+    /// All leaves of an image, in order.
+    pub(crate) fn all_leaves(&self, image: &LocalImage) -> Leaves {
+        let mut all = Leaves::default();
+        for child in image.children() {
+            match self.leaves(image.geometry, child) {
+                Ok(nodes) => all.nodes.extend(nodes),
+                Err(lost) => all.lost.push(lost),
+            }
+        }
+        all
+    }
+
+    /// Gives `visit` every leaf of an image whose key is not in `seen`, and enters them.
+    pub(crate) fn new_leaves(
+        &self,
+        image: &LocalImage,
+        seen: &mut HashSet<NodeKey>,
+        mut visit: impl FnMut(&LeafNode) -> Result<(), Damage>,
+    ) -> Result<(), Damage> {
+        let geometry = image.geometry;
+        for child in image.children() {
+            if geometry.has_inner() && !seen.insert(child.key(geometry.inner_children(child.leaf))) {
                 continue;
             }
-            let first = child.leaf.saturating_mul(INNER_FANOUT);
-            match self.inner(image.geometry, &child) {
-                Ok(node) => leaves.nodes.extend(children(&node, first)),
-                Err(damage) => {
-                    let end = first.saturating_add(image.geometry.inner_children(child.leaf));
-                    leaves.lost.push((first..end, damage));
+            for leaf in self.leaves(geometry, child).map_err(|(_, damage)| damage)? {
+                if seen.insert(leaf.key(geometry.leaf_blocks(leaf.leaf))) {
+                    visit(&leaf)?;
                 }
             }
         }
-        leaves
-    }
-
-    /// The leaves of an image, all of which must be there to be reached.
-    pub(crate) fn whole_leaves(&self, image: &LocalImage) -> Result<Vec<LeafNode>, Damage> {
-        let Leaves { nodes, lost } = self.leaves(image);
-        lost.into_iter().next().map_or(Ok(nodes), |(_, damage)| Err(damage))
+        Ok(())
     }
 
     /// The chunks of a leaf.
@@ -226,6 +271,16 @@ impl Packs {
 fn verified(stored: &[u8], plain_len: u32, digest: &Digest) -> Result<Vec<u8>, Damage> {
     let plain = decode_frame(stored, plain_len)?;
     if Digest::of(&plain) == *digest { Ok(plain) } else { Err(Damage::Digest(*digest)) }
+}
+
+impl LeafNode {
+    /// The key of a node that may have `span` blocks or children.
+    pub(crate) const fn key(&self, span: u32) -> NodeKey {
+        let Self { content, place, .. } = self;
+        let lengths =
+            [place.content_stored_len, place.content_plain_len, place.layout_stored_len, place.layout_plain_len];
+        NodeKey { content: *content, layout: place.layout, pack: place.pack, offset: place.offset, lengths, span }
+    }
 }
 
 fn children(node: &Roots, first: u32) -> impl Iterator<Item = LeafNode> {

@@ -2,16 +2,20 @@
 //!
 //! The walk goes on past whatever cannot be read, and keeps it: `verify` lists it all, while those who must not act on a
 //! part of the truth ask for [`Reach::whole`].
+//!
+//! Versions share most of their nodes, and a hostile index names few nodes many times: a node that was looked at in one
+//! place is not looked at again in another. One version's roots are in memory at a time.
 
 use std::collections::HashSet;
 use std::ops::Range;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use rayon::prelude::*;
 use vmnetx_format::limits::LINK_BYTES_MAX;
 use vmnetx_format::{Digest, Link, Name, Version, layout_path, link_path, manifest_path};
 use vmnetx_store::dir::{DirError, RepositoryDir};
 
-use crate::local::{LEAF_BYTES, LeafNode, Leaves, LocalImage, Packs, images};
+use crate::local::{LEAF_BYTES, LeafNode, Leaves, LocalImage, NodeKey, Packs, images};
 use crate::{Damage, Error};
 
 /// What some links lead to.
@@ -23,7 +27,7 @@ pub(crate) struct Reach {
     pub(crate) packs: HashSet<Digest>,
     /// Links, manifests and layout objects that are not as they should be.
     pub(crate) broken: Vec<Broken>,
-    /// A part of an image whose leaf cannot be read, if there is one; parts without inner nodes are in their [`Leaves`].
+    /// A part of an image whose nodes cannot be read, if there is one.
     lost: Option<Error>,
 }
 
@@ -33,8 +37,8 @@ pub(crate) struct ReachedVersion {
     /// The path of that link.
     pub(crate) link: String,
     pub(crate) version: Version,
-    /// Its images and their leaves; none if it cannot be opened.
-    pub(crate) images: Vec<(LocalImage, Leaves)>,
+    /// Whether its manifest and its layout object can be read.
+    pub(crate) whole: bool,
 }
 
 /// An object that is not as it should be.
@@ -51,7 +55,7 @@ impl Reach {
     /// Reads links, manifests, layout objects and indexes.
     pub(crate) fn read(repository: &RepositoryDir, names: &[Name]) -> Self {
         let mut reach = Self::default();
-        let packs = Packs::new(repository.clone());
+        let finder = Finder { packs: Packs::new(repository.clone()), found: Mutex::default() };
         for name in names {
             let object = link_path(name);
             match repository.link(name) {
@@ -66,11 +70,12 @@ impl Reach {
                     if let Err(error) = envelope.signer() {
                         reach.broken(link_path(name), error, None);
                     }
-                    reach.add(repository, &packs, &envelope.link);
+                    reach.add(repository, &finder, &envelope.link);
                 }
             }
         }
-        reach.find_packs(&packs);
+        let found = finder.found.into_inner().unwrap_or_else(PoisonError::into_inner);
+        (reach.packs, reach.lost) = (found.packs, found.lost);
         reach
     }
 
@@ -83,13 +88,7 @@ impl Reach {
             let Broken { object, damage, .. } = self.broken.swap_remove(0);
             return Err(Error::Object { object, source: Box::new(damage) });
         }
-        let images = self.versions.iter_mut().flat_map(|reached| &mut reached.images);
-        let inner = images.filter_map(|(image, leaves)| {
-            let (range, damage) = leaves.lost.pop()?;
-            Some(lost(image, range, damage))
-        });
-        let first = inner.chain(self.lost.take()).next();
-        first.map_or(Ok(self), Err)
+        self.lost.take().map_or(Ok(self), Err)
     }
 
     /// The manifests of the versions.
@@ -106,19 +105,18 @@ impl Reach {
         self.broken.push(Broken { object, damage: damage.into(), version });
     }
 
-    fn add(&mut self, repository: &RepositoryDir, packs: &Packs, link: &Link) {
-        for version in link.versions() {
+    fn add(&mut self, repository: &RepositoryDir, finder: &Finder, link: &Link) {
+        let mut known = HashSet::new();
+        for version in link.versions().filter(|version| known.insert((version.manifest, version.layout))) {
             let link = link_path(&link.name);
             self.check_sizes(repository, version, &link);
-            let images = open(repository, version).unwrap_or_else(|(object, damage)| {
-                self.broken(object, damage, Some((version.manifest, link.clone())));
-                Vec::new()
-            });
-            let images = images.into_iter().map(|image| {
-                let leaves = packs.leaves(&image);
-                (image, leaves)
-            });
-            self.versions.push(ReachedVersion { link, version: version.clone(), images: images.collect() });
+            let opened = open(repository, version);
+            let whole = opened.is_ok();
+            match opened {
+                Ok(images) => images.iter().for_each(|image| finder.image(image)),
+                Err((object, damage)) => self.broken(object, damage, Some((version.manifest, link.clone()))),
+            }
+            self.versions.push(ReachedVersion { link, version: version.clone(), whole });
         }
     }
 
@@ -132,33 +130,77 @@ impl Reach {
             }
         }
     }
+}
 
-    fn find_packs(&mut self, packs: &Packs) {
-        let images: Vec<&(LocalImage, Leaves)> = self.versions.iter().flat_map(|reached| &reached.images).collect();
-        let nodes = images.iter().flat_map(|(image, leaves)| leaves.nodes.iter().map(move |node| (image, node)));
-        // Versions share most of their leaves, and each is read once.
-        let mut seen = HashSet::new();
-        let mut is_first = |node: &LeafNode| seen.insert((node.content, node.place.pack, node.place.offset));
-        let nodes: Vec<(&LocalImage, &LeafNode)> = nodes.filter(|(_, node)| is_first(node)).collect();
-        let of_leaf = |(image, node): &(&LocalImage, &LeafNode)| {
-            let mut found = HashSet::from([node.place.pack]);
-            match packs.chunks(image.geometry, node) {
-                Ok(chunks) => {
-                    found.extend(chunks.iter().map(|chunk| chunk.place.pack));
-                    (found, None)
-                }
-                Err(damage) => (found, Some(lost(image, node.leaf..node.leaf.saturating_add(1), damage))),
+impl ReachedVersion {
+    /// Its images with all of their leaves.
+    pub(crate) fn images_and_leaves(
+        &self,
+        repository: &RepositoryDir,
+        packs: &Packs,
+    ) -> Result<Vec<(LocalImage, Leaves)>, Damage> {
+        let with_leaves = |image| {
+            let leaves = packs.all_leaves(&image);
+            (image, leaves)
+        };
+        Ok(self.images(repository)?.into_iter().map(with_leaves).collect())
+    }
+
+    /// Its images.
+    pub(crate) fn images(&self, repository: &RepositoryDir) -> Result<Vec<LocalImage>, Damage> {
+        open(repository, &self.version).map_err(|(_, damage)| damage)
+    }
+}
+
+/// Finds the packs that trees name.
+struct Finder {
+    packs: Packs,
+    found: Mutex<Found>,
+}
+
+#[derive(Default)]
+struct Found {
+    packs: HashSet<Digest>,
+    nodes: HashSet<NodeKey>,
+    lost: Option<Error>,
+}
+
+impl Finder {
+    fn image(&self, image: &LocalImage) {
+        let geometry = image.geometry;
+        image.children().into_par_iter().for_each(|child| {
+            if geometry.has_inner() && !self.is_new(&child, child.key(geometry.inner_children(child.leaf))) {
+                return;
             }
-        };
-        type Found = (HashSet<Digest>, Option<Error>);
-        let join = |(mut all, lost): Found, (more, next): Found| {
-            all.extend(more);
-            (all, lost.or(next))
-        };
-        let (mut found, lost) = nodes.par_iter().map(of_leaf).reduce(Found::default, join);
-        // Inner nodes lie in packs of their own, which the roots name.
-        found.extend(images.iter().flat_map(|(image, _)| image.roots.layout.children()).map(|place| place.pack));
-        (self.packs, self.lost) = (found, lost);
+            match self.packs.leaves(geometry, child) {
+                Ok(leaves) => leaves.into_par_iter().for_each(|leaf| self.leaf(image, &leaf)),
+                Err((leaves, damage)) => self.lost(image, leaves, damage),
+            }
+        });
+    }
+
+    fn leaf(&self, image: &LocalImage, leaf: &LeafNode) {
+        if !self.is_new(leaf, leaf.key(image.geometry.leaf_blocks(leaf.leaf))) {
+            return;
+        }
+        match self.packs.chunks(image.geometry, leaf) {
+            Ok(chunks) => self.lock().packs.extend(chunks.iter().map(|chunk| chunk.place.pack)),
+            Err(damage) => self.lost(image, leaf.leaf..leaf.leaf.saturating_add(1), damage),
+        }
+    }
+
+    fn is_new(&self, node: &LeafNode, key: NodeKey) -> bool {
+        let mut found = self.lock();
+        found.packs.insert(node.place.pack);
+        found.nodes.insert(key)
+    }
+
+    fn lost(&self, image: &LocalImage, leaves: Range<u32>, damage: Damage) {
+        self.lock().lost.get_or_insert_with(|| lost(image, leaves, damage));
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Found> {
+        self.found.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -101,9 +101,12 @@ pub fn repack(options: &RepackOptions, progress: &dyn Progress) -> Result<Repack
 
 fn relay(repository: &RepositoryDir, reached: ReachedVersion, leaving: &Arc<HashSet<Digest>>) -> Result<Relay, Error> {
     let manifest = repository.manifest(&reached.version)?;
+    let packs = Packs::new(repository.clone());
+    let unreadable = |source| Error::Version { link: reached.link.clone(), source: Box::new(source) };
+    let images = reached.images_and_leaves(repository, &packs).map_err(unreadable)?;
     let relaid =
         |(image, leaves)| Relaid::new(image, leaves, Packs::new(repository.clone()), Arc::clone(leaving), None);
-    let images = reached.images.into_iter().map(relaid).collect();
+    let images = images.into_iter().map(relaid).collect();
     Ok(Relay { version: reached.version, manifest, images })
 }
 
@@ -124,7 +127,8 @@ impl Use {
         let mut leaves: HashMap<(Digest, u64), HashSet<Digest>> = HashMap::new();
         for reached in &reach.versions {
             let mut needed = HashSet::new();
-            for (image, nodes) in &reached.images {
+            let unreadable = |source| Error::Version { link: reached.link.clone(), source: Box::new(source) };
+            for (image, nodes) in &reached.images_and_leaves(repository, &packs).map_err(unreadable)? {
                 found.roots(image, &mut needed);
                 for node in &nodes.nodes {
                     found.node(&node.place);

@@ -50,13 +50,14 @@ impl Base {
     /// # Errors
     /// [`Error::Damaged`].
     pub(super) fn nodes(&self) -> Result<Vec<LeafNode>, Error> {
-        let found = self.packs.leaves(&self.image);
-        match found.lost.into_iter().next() {
-            Some((leaves, damage)) => {
-                Err(self.damaged(u64::from(leaves.start) * LEAF_BYTES, u64::from(leaves.end) * LEAF_BYTES, damage))
-            }
-            None => Ok(found.nodes),
+        let mut nodes = Vec::new();
+        for child in self.image.children() {
+            let below = self.packs.leaves(self.image.geometry, child);
+            nodes.extend(below.map_err(|(leaves, damage)| {
+                self.damaged(u64::from(leaves.start) * LEAF_BYTES, u64::from(leaves.end) * LEAF_BYTES, damage)
+            })?);
         }
+        Ok(nodes)
     }
 
     /// The chunks of a leaf.

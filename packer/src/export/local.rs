@@ -7,7 +7,7 @@ use vmnetx_format::{BLOCK_BYTES, LeafChunk};
 
 use super::damaged;
 use super::target::{FileTarget, Stdout, Target};
-use crate::local::{LEAF_BYTES, LeafNode, Leaves, LocalImage, Packs};
+use crate::local::{LEAF_BYTES, LeafNode, LocalImage, Packs};
 use crate::{Error, Progress};
 
 /// A chunk's place in the image, and its plain bytes.
@@ -15,16 +15,12 @@ type Piece = (u64, Vec<u8>);
 
 /// Exports `image`; gives the bytes that are stored.
 pub(super) fn export(packs: &Packs, image: &LocalImage, target: Target, progress: &dyn Progress) -> Result<u64, Error> {
-    let Leaves { nodes, lost } = packs.leaves(image);
-    if let Some((leaves, source)) = lost.into_iter().next() {
-        let bytes = u64::from(leaves.start) * LEAF_BYTES..u64::from(leaves.end) * LEAF_BYTES;
-        return Err(damaged(&image.name, bytes, source));
-    }
     let source = Source { packs, image, progress };
-    progress.total(nodes.len() as u64 * LEAF_BYTES);
+    let child_bytes = u64::from(image.geometry.leaves_per_root_child()) * LEAF_BYTES;
+    progress.total(image.children().len() as u64 * child_bytes);
     match target {
-        Target::File(file) => source.to_file(file, &nodes),
-        Target::Stdout(stdout) => source.to_stdout(stdout, &nodes),
+        Target::File(file) => source.to_file(file),
+        Target::Stdout(stdout) => source.to_stdout(stdout),
     }
 }
 
@@ -35,24 +31,26 @@ struct Source<'a> {
 }
 
 impl Source<'_> {
-    fn to_file(&self, file: FileTarget, nodes: &[LeafNode]) -> Result<u64, Error> {
+    fn to_file(&self, file: FileTarget) -> Result<u64, Error> {
         file.set_size(self.image.geometry.size_bytes())?;
         let data_bytes = AtomicU64::new(0);
-        nodes.par_iter().try_for_each(|node| {
-            for chunk in self.chunks(node)? {
-                let (offset, plain) = self.piece(node, &chunk)?;
+        let write = |leaf: LeafNode| {
+            for chunk in self.chunks(&leaf)? {
+                let (offset, plain) = self.piece(&leaf, &chunk)?;
                 file.write_at(self.inside(offset, &plain), offset)?;
                 data_bytes.fetch_add(plain.len() as u64, Ordering::Relaxed);
             }
             self.progress.advance(LEAF_BYTES);
             Ok::<_, Error>(())
-        })?;
+        };
+        let children = self.image.children().into_par_iter();
+        children.try_for_each(|child| self.leaves(child)?.into_par_iter().try_for_each(write))?;
         file.finish()?;
         Ok(data_bytes.into_inner())
     }
 
     /// One leaf is read while the one before is written.
-    fn to_stdout(&self, mut stdout: Stdout, nodes: &[LeafNode]) -> Result<u64, Error> {
+    fn to_stdout(&self, mut stdout: Stdout) -> Result<u64, Error> {
         let (mut at, mut data_bytes) = (0, 0);
         let mut write = |pieces: Vec<Piece>| {
             for (offset, plain) in pieces {
@@ -65,19 +63,28 @@ impl Source<'_> {
             Ok::<_, Error>(())
         };
         let mut ready = Vec::new();
-        for node in nodes {
-            let (written, read) = std::thread::scope(|scope| {
-                let reading = scope.spawn(|| self.leaf(node));
-                let written = write(std::mem::take(&mut ready));
-                (written, reading.join().unwrap_or(Err(Error::Stopped)))
-            });
-            written?;
-            ready = read?;
-            self.progress.advance(LEAF_BYTES);
+        for child in self.image.children() {
+            for leaf in self.leaves(child)? {
+                let (written, read) = std::thread::scope(|scope| {
+                    let reading = scope.spawn(|| self.leaf(&leaf));
+                    let written = write(std::mem::take(&mut ready));
+                    (written, reading.join().unwrap_or(Err(Error::Stopped)))
+                });
+                written?;
+                ready = read?;
+                self.progress.advance(LEAF_BYTES);
+            }
         }
         write(ready)?;
         stdout.write_zeros(self.image.geometry.size_bytes() - at)?;
         Ok(data_bytes)
+    }
+
+    fn leaves(&self, child: LeafNode) -> Result<Vec<LeafNode>, Error> {
+        self.packs.leaves(self.image.geometry, child).map_err(|(leaves, source)| {
+            let bytes = u64::from(leaves.start) * LEAF_BYTES..u64::from(leaves.end) * LEAF_BYTES;
+            damaged(&self.image.name, bytes, source)
+        })
     }
 
     fn leaf(&self, node: &LeafNode) -> Result<Vec<Piece>, Error> {

@@ -64,9 +64,9 @@ pub fn export(options: &ExportOptions, progress: &dyn Progress) -> Result<Export
     let Some(found) = LocalLink::find(&options.link)? else { return remote::export(options, target, progress) };
     found.signer(&options.trust)?;
     let version = found.version(&options.link)?;
-    let manifest = found.repository.manifest(version)?;
-    let disk = disk_position(&manifest, options)?;
     let unreadable = |source| Error::Version { link: options.link.to_string(), source: Box::new(source) };
+    let manifest = found.repository.manifest(version).map_err(|error| unreadable(error.into()))?;
+    let disk = disk_position(&manifest, options)?;
     let image = images(&found.repository, version, &manifest).map_err(unreadable)?.into_iter().nth(disk);
     let image = image.ok_or(Error::Stopped)?;
     let packs = Packs::new(found.repository.clone());

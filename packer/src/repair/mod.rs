@@ -114,7 +114,7 @@ fn relay_the_rest(
     let (mut relays, mut seen) = (Vec::new(), HashSet::new());
     for reached in reach.versions {
         let key = (reached.version.manifest, reached.version.layout);
-        if !is_damaged(&reached, &packs, &lost) || !seen.insert(key) {
+        if !is_damaged(repository, &reached, &packs, &lost) || !seen.insert(key) {
             continue;
         }
         let (link, version) = (reached.link.clone(), reached.version.manifest);
@@ -154,7 +154,7 @@ fn links(repository: &RepositoryDir) -> Result<Vec<Envelope>, Error> {
     Ok(names.iter().filter_map(|name: &Name| repository.link(name).ok().flatten()).collect())
 }
 
-fn is_damaged(reached: &ReachedVersion, packs: &Packs, lost: &HashSet<Digest>) -> bool {
+fn is_damaged(repository: &RepositoryDir, reached: &ReachedVersion, packs: &Packs, lost: &HashSet<Digest>) -> bool {
     let leaf_is_damaged = |(image, leaves): &(LocalImage, Leaves)| {
         !leaves.lost.is_empty()
             || leaves.nodes.iter().any(|node| match packs.chunks(image.geometry, node) {
@@ -165,7 +165,7 @@ fn is_damaged(reached: &ReachedVersion, packs: &Packs, lost: &HashSet<Digest>) -
             })
             || image.roots.layout.children().iter().any(|place| lost.contains(&place.pack))
     };
-    reached.images.is_empty() || reached.images.iter().any(leaf_is_damaged)
+    reached.images_and_leaves(repository, packs).map_or(true, |images| images.iter().any(leaf_is_damaged))
 }
 
 /// How a version is laid out anew: what can be read here stays, the rest comes from the mirror.
@@ -179,12 +179,9 @@ fn relay(
     let path = repository.root().join(vmnetx_format::manifest_path(&reached.version.manifest));
     let shapes = manifest.images().map_err(|source| vmnetx_store::dir::DirError::Manifest { path, source })?;
     let copies = mirror.images(&reached.link, &reached.version.manifest)?;
-    let here = if reached.images.is_empty() {
-        // Without a layout nothing of the version can be found here.
-        shapes.into_iter().map(|(geometry, _)| LocalImage::unknown(geometry)).collect()
-    } else {
-        reached.images
-    };
+    // Without a layout nothing of the version can be found here.
+    let unknown = |_| shapes.into_iter().map(|(geometry, _)| LocalImage::unknown(geometry)).collect();
+    let here = reached.images_and_leaves(repository, &Packs::new(repository.clone())).unwrap_or_else(unknown);
     let images = here.into_iter().zip(copies).map(|((image, leaves), copy)| {
         let elsewhere: Box<dyn Elsewhere> = Box::new(copy);
         Relaid::new(image, leaves, Packs::new(repository.clone()), Arc::clone(lost), Some(elsewhere))

@@ -23,7 +23,6 @@ pub use self::remote::verify_remote;
 use self::frames::CheckedPacks;
 use self::versions::{check_versions, report_broken};
 use crate::limits::FINDINGS_MAX;
-use crate::local::Packs;
 use crate::reach::Reach;
 use crate::{Error, Progress};
 
@@ -174,7 +173,7 @@ fn check(
 ) -> VerifyReport {
     report_broken(&reach.broken, findings);
     let checked = CheckedPacks::read(repository, packs, depth, findings, progress);
-    let chunks = check_versions(reach, &Packs::new(repository.clone()), &checked, findings);
+    let chunks = check_versions(repository, reach, &checked, findings);
     let mut report = VerifyReport {
         versions: reach.versions.len() as u64,
         packs: packs.len() as u64,

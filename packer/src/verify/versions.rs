@@ -1,14 +1,16 @@
 //! The trees of every version, compared with the packs chunk by chunk.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::collections::HashMap;
+use std::sync::{Mutex, PoisonError};
 
 use rayon::prelude::*;
 use vmnetx_format::{BLOCK_BYTES, Digest, Kind, LeafChunk};
+use vmnetx_store::dir::RepositoryDir;
 
 use super::frames::{CheckedPacks, Verdict};
 use super::{Affected, Findings, told, told_of};
 use crate::Damage;
-use crate::local::{LEAF_BYTES, LeafNode, LocalImage, Packs};
+use crate::local::{LEAF_BYTES, LeafNode, LocalImage, Lost, NodeKey, Packs};
 use crate::reach::{Broken, Reach, ReachedVersion};
 
 /// Lists the objects that the walk found broken.
@@ -29,21 +31,26 @@ pub(super) fn report_broken(broken: &[Broken], findings: &Findings) {
 }
 
 /// Compares the trees with the packs; gives the number of chunks.
-pub(super) fn check_versions(reach: &Reach, packs: &Packs, checked: &CheckedPacks, findings: &Findings) -> u64 {
-    let chunks = AtomicU64::new(0);
-    for reached in &reach.versions {
-        for (image, leaves) in &reached.images {
-            let check = Check { reached, image, packs, checked, findings };
-            for (lost, damage) in &leaves.lost {
-                let bytes = u64::from(lost.start) * LEAF_BYTES..u64::from(lost.end) * LEAF_BYTES;
-                check.report(bytes, damage);
-            }
-            leaves.nodes.par_iter().for_each(|node| {
-                chunks.fetch_add(check.leaf(node), Ordering::Relaxed);
-            });
+pub(super) fn check_versions(
+    repository: &RepositoryDir,
+    reach: &Reach,
+    checked: &CheckedPacks,
+    findings: &Findings,
+) -> u64 {
+    let (packs, good) = (Packs::new(repository.clone()), Mutex::default());
+    let mut chunks = 0;
+    for reached in reach.versions.iter().filter(|reached| reached.whole) {
+        let images = reached.images(repository).unwrap_or_else(|damage| {
+            // It could be read when the packs were looked for.
+            findings.add(&reached.link, told(&damage), None);
+            Vec::new()
+        });
+        for image in &images {
+            let check = Check { reached, image, packs: &packs, checked, findings, good: &good };
+            chunks += image.children().into_par_iter().map(|child| check.child(child)).sum::<u64>();
         }
     }
-    chunks.into_inner()
+    chunks
 }
 
 struct Check<'a> {
@@ -52,11 +59,60 @@ struct Check<'a> {
     packs: &'a Packs,
     checked: &'a CheckedPacks,
     findings: &'a Findings,
+    /// Nodes below which nothing is wrong, with the number of their chunks.
+    good: &'a Mutex<HashMap<NodeKey, u64>>,
+}
+
+/// How many chunks were looked at, and whether nothing was wrong.
+struct Checked {
+    chunks: u64,
+    good: bool,
 }
 
 impl Check<'_> {
-    /// Checks a leaf and its chunks; gives their number.
-    fn leaf(&self, node: &LeafNode) -> u64 {
+    /// Checks what is below a child of the root; gives the number of chunks.
+    fn child(&self, child: LeafNode) -> u64 {
+        let geometry = self.image.geometry;
+        if !geometry.has_inner() {
+            return self.leaf(&child).chunks;
+        }
+        let key = child.key(geometry.inner_children(child.leaf));
+        let checked = self.once(key, || match self.packs.leaves(geometry, child) {
+            Ok(leaves) => {
+                let sum = |a: Checked, b: Checked| Checked { chunks: a.chunks + b.chunks, good: a.good && b.good };
+                leaves.into_par_iter().map(|leaf| self.leaf(&leaf)).reduce(|| Checked { chunks: 0, good: true }, sum)
+            }
+            Err((lost, damage)) => self.lost((lost, damage)),
+        });
+        checked.chunks
+    }
+
+    fn lost(&self, (leaves, damage): Lost) -> Checked {
+        self.report(u64::from(leaves.start) * LEAF_BYTES..u64::from(leaves.end) * LEAF_BYTES, &damage);
+        Checked { chunks: 0, good: false }
+    }
+
+    /// Does `work` unless it was done for this node, and nothing was wrong: damage is told wherever it stands.
+    fn once(&self, key: NodeKey, work: impl FnOnce() -> Checked) -> Checked {
+        let good = || self.good.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = good().get(&key).copied();
+        if let Some(chunks) = known {
+            return Checked { chunks, good: true };
+        }
+        let checked = work();
+        if checked.good {
+            good().insert(key, checked.chunks);
+        }
+        checked
+    }
+
+    /// Checks a leaf and its chunks.
+    fn leaf(&self, node: &LeafNode) -> Checked {
+        let key = node.key(self.image.geometry.leaf_blocks(node.leaf));
+        self.once(key, || self.fresh_leaf(node))
+    }
+
+    fn fresh_leaf(&self, node: &LeafNode) -> Checked {
         let start = u64::from(node.leaf) * LEAF_BYTES;
         let bytes = start..start + u64::from(self.image.geometry.leaf_blocks(node.leaf)) * BLOCK_BYTES as u64;
         let place = &node.place;
@@ -64,41 +120,43 @@ impl Check<'_> {
             (Kind::Content, place.content_place(), place.content_plain_len, node.content),
             (Kind::Layout, place.layout_place(), place.layout_plain_len, place.layout),
         ];
+        let mut good = true;
         for (kind, place, plain_len, digest) in frames {
             if self.checked.verdict(kind, &place, plain_len, &digest) == Verdict::Elsewhere {
                 self.disagree(bytes.clone(), &place.pack);
+                good = false;
             }
         }
-        let chunks = match self.packs.chunks(self.image.geometry, node) {
-            Ok(chunks) => chunks,
+        match self.packs.chunks(self.image.geometry, node) {
+            Ok(chunks) => {
+                for chunk in &chunks {
+                    good &= self.chunk(start, chunk);
+                }
+                Checked { chunks: chunks.len() as u64, good }
+            }
             Err(damage) => {
                 self.report(bytes, &damage);
-                return 0;
+                Checked { chunks: 0, good: false }
             }
-        };
-        for chunk in &chunks {
-            self.chunk(start, chunk);
         }
-        chunks.len() as u64
     }
 
-    fn chunk(&self, leaf_start: u64, chunk: &LeafChunk) {
+    /// Whether the chunk is good.
+    fn chunk(&self, leaf_start: u64, chunk: &LeafChunk) -> bool {
         let start = leaf_start + u64::from(chunk.first_block) * BLOCK_BYTES as u64;
         let bytes = start..start + u64::from(chunk.plain_len());
-        match self.checked.verdict(Kind::Chunk, &chunk.place, chunk.plain_len(), &chunk.digest) {
-            Verdict::Good => {}
-            Verdict::Elsewhere => {
-                self.disagree(bytes.clone(), &chunk.place.pack);
-                if let Err(damage) = self.packs.chunk(chunk) {
-                    self.report(bytes, &damage);
-                }
-            }
-            Verdict::Unknown => {
-                if let Err(damage) = self.packs.chunk(chunk) {
-                    self.report(bytes, &damage);
-                }
-            }
+        let verdict = self.checked.verdict(Kind::Chunk, &chunk.place, chunk.plain_len(), &chunk.digest);
+        if verdict == Verdict::Good {
+            return true;
         }
+        if verdict == Verdict::Elsewhere {
+            self.disagree(bytes.clone(), &chunk.place.pack);
+        }
+        let read = self.packs.chunk(chunk);
+        if let Err(damage) = &read {
+            self.report(bytes, damage);
+        }
+        verdict == Verdict::Unknown && read.is_ok()
     }
 
     fn disagree(&self, bytes: std::ops::Range<u64>, pack: &Digest) {

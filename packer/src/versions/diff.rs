@@ -8,7 +8,7 @@ use vmnetx_store::Location;
 
 use super::VersionName;
 use crate::Error;
-use crate::local::{LocalLink, Packs, images};
+use crate::local::{LeafNode, LocalLink, Packs, images};
 
 /// Two versions compared.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -99,21 +99,23 @@ pub fn diff(location: &Location, from: &VersionName, to: &VersionName) -> Result
     Ok(DiffReport { name: link.name.clone(), from: from.manifest, to: to.manifest, total, disks })
 }
 
-/// The chunks of each image of a version.
+/// The chunks of each image of a version; of those that a leaf repeats elsewhere, some places are left out.
 fn chunks(
     found: &LocalLink,
     location: &Location,
     version: &vmnetx_format::Version,
 ) -> Result<Vec<(String, Vec<LeafChunk>)>, Error> {
     let unreadable = |source| Error::Version { link: location.to_string(), source: Box::new(source) };
-    let manifest = found.repository.manifest(version)?;
+    let manifest = found.repository.manifest(version).map_err(|error| unreadable(error.into()))?;
     let packs = Packs::new(found.repository.clone());
     let images = images(&found.repository, version, &manifest).map_err(unreadable)?;
     let of = |image: crate::local::LocalImage| {
         let mut all = Vec::new();
-        for node in packs.whole_leaves(&image).map_err(unreadable)? {
-            all.extend(packs.chunks(image.geometry, &node).map_err(unreadable)?);
-        }
+        let visit = |node: &LeafNode| {
+            all.extend(packs.chunks(image.geometry, node)?);
+            Ok(())
+        };
+        packs.new_leaves(&image, &mut HashSet::new(), visit).map_err(unreadable)?;
         Ok((image.name, all))
     };
     images.into_iter().map(of).collect()

@@ -8,7 +8,7 @@ use vmnetx_store::Location;
 use vmnetx_store::trust::Trust;
 
 use crate::info::remote;
-use crate::local::{LocalLink, Packs, images};
+use crate::local::{LeafNode, LocalLink, NodeKey, Packs, images};
 use crate::{Error, Part, Progress};
 
 /// The versions of a package.
@@ -86,6 +86,8 @@ fn entry(index: usize, version: &Version, added: Option<Part>) -> LogEntry {
 /// What the versions so far have.
 #[derive(Default)]
 struct Seen {
+    /// Nodes, which need not be looked at again.
+    nodes: HashSet<NodeKey>,
     /// Content leaves, whose chunks need not be looked at again.
     leaves: HashSet<Digest>,
     chunks: HashSet<Digest>,
@@ -95,18 +97,20 @@ impl Seen {
     /// Takes a version; gives what it has that was not seen before.
     fn add(&mut self, found: &LocalLink, location: &Location, version: &Version) -> Result<Part, Error> {
         let unreadable = |source| Error::Version { link: location.to_string(), source: Box::new(source) };
-        let manifest = found.repository.manifest(version)?;
+        let manifest = found.repository.manifest(version).map_err(|error| unreadable(error.into()))?;
         let packs = Packs::new(found.repository.clone());
         let mut added = Part::default();
         for image in images(&found.repository, version, &manifest).map_err(unreadable)? {
-            let leaves = packs.whole_leaves(&image).map_err(unreadable)?;
-            for node in leaves.iter().filter(|node| self.leaves.insert(node.content)) {
-                for chunk in packs.chunks(image.geometry, node).map_err(unreadable)? {
-                    if self.chunks.insert(chunk.digest) {
-                        added.add(&chunk);
-                    }
+            let (leaves, chunks) = (&mut self.leaves, &mut self.chunks);
+            let visit = |node: &LeafNode| {
+                if leaves.insert(node.content) {
+                    let new =
+                        packs.chunks(image.geometry, node)?.into_iter().filter(|chunk| chunks.insert(chunk.digest));
+                    new.for_each(|chunk| added.add(&chunk));
                 }
-            }
+                Ok(())
+            };
+            packs.new_leaves(&image, &mut self.nodes, visit).map_err(unreadable)?;
         }
         Ok(added)
     }
