@@ -30,6 +30,14 @@ pub enum Error {
     /// A serial port was asked for and the machine has none.
     #[error("the machine has no serial port")]
     NoSerial,
+    /// The machine has more memory than this host: the guest could take all of it.
+    #[error("field `memory_mib`: the machine has {wanted_mib} MiB of memory, this host only {host_mib} MiB")]
+    Memory {
+        /// What the machine has.
+        wanted_mib: u64,
+        /// What the host has.
+        host_mib: u64,
+    },
     /// KVM was demanded and does not work.
     #[error("KVM cannot run a guest here: {0}")]
     NoKvm(String),
@@ -129,6 +137,7 @@ impl Told for Error {
     fn class(&self) -> Class {
         match self {
             Self::NoProgram { .. } | Self::NoKvm(_) | Self::RunDir { .. } | Self::SocketPath(_) => Class::Host,
+            Self::Memory { .. } => Class::Host,
             Self::NoSerial | Self::PathNotText(_) => Class::Usage,
             Self::OtherVersion { .. } | Self::OtherDisk { .. } | Self::NotOurs { .. } => Class::Usage,
             _ => Class::Failure,
@@ -140,6 +149,7 @@ impl Told for Error {
             Self::NoProgram { package, .. } => {
                 format!("install it (Debian: apt install {package}), or say where it is")
             }
+            Self::Memory { .. } => "run it on a host with more memory".to_owned(),
             Self::NoKvm(_) => "use --accel tcg, which needs no KVM and is slower".to_owned(),
             Self::SocketPath(_) => "set TMPDIR to a directory with a shorter path".to_owned(),
             Self::OtherVersion { bound, .. } => {

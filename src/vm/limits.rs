@@ -15,6 +15,9 @@ pub(super) const QMP_REPLY_DEADLINE: Duration = Duration::from_secs(10);
 /// Bytes of one message from QEMU's monitor.
 pub(super) const QMP_LINE_BYTES_MAX: usize = 1 << 20;
 
+/// Characters of QEMU's words that are shown.
+pub(super) const QMP_WORDS_CHARS_MAX: usize = 300;
+
 /// Events that wait while a command is under way.
 pub(super) const QMP_EVENTS_MAX: usize = 1024;
 

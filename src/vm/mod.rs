@@ -133,10 +133,18 @@ fn check(spec: &Spec) -> Result<(), Error> {
     if spec.serial.is_some() && !spec.machine.serial {
         return Err(Error::NoSerial);
     }
+    check_memory(spec.machine.memory_mib.mib())?;
     if rustix::process::geteuid().is_root() {
         tracing::warn!("QEMU runs as root, because vmnetx does; run it as another user where you can");
     }
     Ok(())
+}
+
+/// QEMU would take memory as the guest touches it, until the host has none left.
+fn check_memory(wanted_mib: u64) -> Result<(), Error> {
+    let host = rustix::system::sysinfo();
+    let host_mib = (host.totalram as u64).saturating_mul(host.mem_unit.into()) >> 20;
+    if wanted_mib <= host_mib { Ok(()) } else { Err(Error::Memory { wanted_mib, host_mib }) }
 }
 
 /// What must be known and there before QEMU starts.

@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 
-use super::limits::{QMP_EVENTS_MAX, QMP_LINE_BYTES_MAX, QMP_REPLY_DEADLINE};
+use super::limits::{QMP_EVENTS_MAX, QMP_LINE_BYTES_MAX, QMP_REPLY_DEADLINE, QMP_WORDS_CHARS_MAX};
 
 /// A monitor that does not do what it should.
 #[derive(Debug, thiserror::Error)]
@@ -179,7 +179,7 @@ impl Qmp {
             if message.id == Some(self.last_id) {
                 return match (message.result, message.error) {
                     (Some(result), None) => Ok(result),
-                    (_, Some(refusal)) => Err(QmpError::Refused { command, why: refusal.desc }),
+                    (_, Some(refusal)) => Err(QmpError::Refused { command, why: shown(&refusal.desc) }),
                     (None, None) => Err(QmpError::Protocol("an answer without a result")),
                 };
             }
@@ -219,6 +219,12 @@ impl Qmp {
     }
 }
 
+/// QEMU's words, cut to a line's length and without what could steer a terminal.
+fn shown(words: &str) -> String {
+    let shown = |c: char| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c };
+    words.chars().take(QMP_WORDS_CHARS_MAX).map(shown).collect()
+}
+
 impl Event {
     fn of(name: &str, data: &Value) -> Self {
         let text = |field: &str| data.get(field).and_then(Value::as_str);
@@ -235,7 +241,7 @@ impl Event {
                 node: text("node-name").map(str::to_owned),
                 write: text("operation") == Some("write"),
                 no_space: flag("nospace"),
-                reason: text("reason").unwrap_or("no reason given").to_owned(),
+                reason: shown(text("reason").unwrap_or("no reason given")),
             }),
             _ => Self::Other,
         }
@@ -287,10 +293,11 @@ mod tests {
     #[tokio::test]
     async fn a_refusal_is_quoted() {
         let (mut qmp, mut qemu) = opened().await;
-        qemu.write_all(b"{\"id\": 2, \"error\": {\"class\": \"GenericError\", \"desc\": \"not now\"}}\r\n")
+        qemu.write_all(b"{\"id\": 2, \"error\": {\"class\": \"GenericError\", \"desc\": \"not \\u001b[1mnow\"}}\r\n")
             .await
             .unwrap();
-        assert_eq!(qmp.cont().await.unwrap_err().to_string(), "QEMU refused `cont`: not now");
+        // Whoever has taken QEMU over does not take over the terminal as well.
+        assert_eq!(qmp.cont().await.unwrap_err().to_string(), "QEMU refused `cont`: not \u{fffd}[1mnow");
     }
 
     #[tokio::test]

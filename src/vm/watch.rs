@@ -143,8 +143,7 @@ impl<'a> Vm<'a> {
             return format!("{disk} cannot be written: no space is left where its overlay is");
         }
         let done = if failed.write { "written" } else { "read" };
-        let reason = failed.reason.replace(|c: char| c.is_control(), "\u{fffd}");
-        format!("{disk} cannot be {done} ({reason})")
+        format!("{disk} cannot be {done} ({})", failed.reason)
     }
 }
 

@@ -1,5 +1,7 @@
 //! Tests of QEMU's command line: one whole line to read, and the rules that every line keeps.
 
+use proptest::prelude::*;
+
 use super::*;
 
 fn machine(toml: &str) -> Machine {
@@ -153,4 +155,86 @@ fn an_isolated_guest_reaches_nothing() {
     let machine = machine(&format!("{I440FX}nics = [{{ model = 'ne2k_pci' }}]"));
     let line = line(&machine, |facts| facts.network = Network::Isolated, &[]).unwrap();
     assert!(line.contains(&"user,id=net0,restrict=on".to_owned()));
+}
+
+/// Text as a hostile publisher would put it into a field, or a value that the field takes.
+fn field(good: &'static [&'static str]) -> impl Strategy<Value = String> {
+    const TRICKS: [&str; 11] =
+        [",", "=", ",accel=kvm", " -hda /dev/sda", "\n-hda\n", "\0", "\"},{\"", ",,x", "../", "-", "\u{202e}"];
+    let good = prop::sample::select(good);
+    let trick = prop::sample::select(&TRICKS[..]);
+    prop_oneof![
+        12 => good.clone().prop_map(str::to_owned),
+        2 => (good, trick).prop_map(|(good, trick)| format!("{good}{trick}")),
+        1 => ".{0,12}",
+    ]
+}
+
+prop_compose! {
+    /// A machine in JSON, more or less.
+    fn any_machine()(
+        board in field(&["pc-i440fx-7.2", "pc-q35-7.2"]),
+        model in field(&["qemu64", "Nehalem"]),
+        vga in field(&["none", "std", "cirrus", "virtio", "qxl", "vmware"]),
+        clock in field(&["utc", "localtime"]),
+        bus in field(&["virtio", "ide", "sata", "scsi"]),
+        disk in field(&["disk0"]),
+        nic in field(&["virtio-net-pci", "e1000", "e1000e", "rtl8139", "pcnet", "ne2k_pci"]),
+        mac in field(&["52:54:00:00:00:01"]),
+        (serial, tablet, rng, listed) in any::<(bool, bool, bool, bool)>(),
+        mib in prop_oneof![Just(64_u64), any::<u64>()],
+    ) -> Value {
+        let disks = if listed { json!([{ "name": disk, "bus": bus }]) } else { json!([]) };
+        json!({ "machine": board, "memory_mib": mib, "cpu": { "model": model }, "vga": vga, "clock": clock,
+            "serial": serial, "tablet": tablet, "rng": rng, "disk_bus": bus, "disks": disks,
+            "nics": [{ "model": nic, "mac": mac }] })
+    }
+}
+
+/// The keys and the drivers that may stand in an option in JSON.
+const KEYS: &str = " driver id chardev bus rng qom-type netdev romfile mac node-name read-only server export \
+    reconnect-delay file discard cache backing bootindex drive rerror werror unit scsi-id ";
+const DRIVERS: &str = " VGA cirrus-vga virtio-vga qxl-vga vmware-svga isa-serial piix3-usb-uhci qemu-xhci usb-tablet \
+    virtio-rng-pci virtio-net-pci e1000 e1000e rtl8139 pcnet ne2k_pci ich9-ahci virtio-scsi-pci nbd qcow2 \
+    virtio-blk-pci ide-hd scsi-hd ";
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 2000, ..ProptestConfig::default() })]
+
+    #[test]
+    fn whatever_a_machine_says_the_options_are_ours(described in any_machine()) {
+        let Ok(machine) = serde_json::from_value::<Machine>(described) else { return Ok(()) };
+        if machine.validate(&["disk0".parse().unwrap()]).is_err() {
+            return Ok(());
+        }
+        let line = line(&machine, |_| (), &disks(&["disk0"])).unwrap();
+        let mut arguments = line.iter();
+        while let Some(option) = arguments.next() {
+            if matches!(option.as_str(), "-nodefaults" | "-no-user-config") {
+                continue;
+            }
+            let value = arguments.next().unwrap();
+            let listed = |list: &str, word: &str| list.contains(&format!(" {word} "));
+            let good = match option.as_str() {
+                "-device" | "-blockdev" | "-object" => {
+                    let parsed: serde_json::Map<String, Value> = serde_json::from_str(value).unwrap();
+                    parsed.keys().all(|key| listed(KEYS, key))
+                        && parsed.get("driver").is_none_or(|driver| listed(DRIVERS, driver.as_str().unwrap()))
+                }
+                "-machine" => {
+                    let board = value.strip_suffix(",accel=tcg,dump-guest-core=off").unwrap_or(",");
+                    board.chars().all(|c| c.is_ascii_alphanumeric() || "-.".contains(c))
+                }
+                "-cpu" => !value.starts_with('-') && value.chars().all(|c| c.is_ascii_alphanumeric() || "-._".contains(c)),
+                "-smp" => value.parse::<u32>().is_ok(),
+                "-m" => value.strip_prefix("size=").and_then(|rest| rest.strip_suffix('M')?.parse::<u64>().ok()).is_some(),
+                "-rtc" => matches!(value.as_str(), "base=utc" | "base=localtime"),
+                "-netdev" => value == "user,id=net0,restrict=off",
+                "-chardev" => matches!(value.as_str(), "null,id=serial" | "socket,id=monitor,path=/run/monitor"),
+                "-name" | "-sandbox" | "-boot" | "-mon" | "-display" => true,
+                _ => false,
+            };
+            prop_assert!(good, "{option} {value}");
+        }
+    }
 }
