@@ -204,12 +204,12 @@ pub fn layout_object(data: &[u8]) {
 
 /// A pack's end: a catalogue behind the length that the pack is to have, and the bytes as a trailer.
 pub fn catalogue(data: &[u8]) {
-    if let Some(trailer) = data.last_chunk::<{ Trailer::BYTES }>() {
-        if let Ok(trailer) = Trailer::decode(trailer, data.len() as u64) {
-            let end = data.len() - Trailer::BYTES;
-            let stored = &data[end - trailer.stored_len as usize..end];
-            let _ = Catalogue::decode(stored, &trailer, data.len() as u64);
-        }
+    if let Some(trailer) = data.last_chunk::<{ Trailer::BYTES }>()
+        && let Ok(trailer) = Trailer::decode(trailer, data.len() as u64)
+    {
+        let end = data.len() - Trailer::BYTES;
+        let stored = &data[end - trailer.stored_len as usize..end];
+        let _ = Catalogue::decode(stored, &trailer, data.len() as u64);
     }
     let Some((&pack_len, plain)) = data.split_first_chunk::<8>() else { return };
     let pack_len = u64::from_le_bytes(pack_len);
