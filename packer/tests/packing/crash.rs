@@ -14,12 +14,12 @@ use crate::support::{Scene, noise};
 /// Times that a program is killed by each test, unless `VMNETX_KILLS` says otherwise.
 const ROUNDS: u32 = 10;
 
-fn rounds() -> u32 {
+pub(crate) fn rounds() -> u32 {
     std::env::var("VMNETX_KILLS").map_or(ROUNDS, |text| text.parse().expect("VMNETX_KILLS is a number"))
 }
 
 /// Kills a program after some part of the time that it takes, different for each round; whether it was still running.
-fn kill(mut child: Child, whole: Duration, round: u32) -> bool {
+pub(crate) fn kill(mut child: Child, whole: Duration, round: u32) -> bool {
     // Steps of the golden ratio fall everywhere, however many there are.
     std::thread::sleep(whole.mul_f64(f64::from(round) * 0.618_033_988_75 % 1.0));
     let running = child.try_wait().unwrap().is_none();

@@ -8,10 +8,8 @@ use std::time::{Duration, Instant, SystemTime};
 use super::proxy::{Fate, Proxy, Seen};
 use super::server::S3;
 use super::{command, disk, pushed, verify_whole};
+use crate::crash::{kill, rounds};
 use crate::support::Scene;
-
-/// Times that a push is killed.
-const ROUNDS: u32 = 8;
 
 #[test]
 fn a_bad_network_only_delays() {
@@ -55,21 +53,17 @@ fn a_killed_push_is_completed_by_the_next() {
     pushed(&scene, &proxy.endpoint(), &[]);
     let whole = started.elapsed();
     let url = s3.url("vm.vmnetx");
-    let (mut killed, mut spared) = (0, 0);
-    for round in 1..=ROUNDS {
+    let (rounds, mut killed, mut spared) = (rounds(), 0, 0);
+    for round in 1..=rounds {
         let new = disk(round.into());
         scene.build("vm", &scene.image("disk", &new));
-        let mut push = command(&scene, &proxy.endpoint(), &[]).stdout(Stdio::null()).spawn().unwrap();
-        std::thread::sleep(whole * (round - 1) / ROUNDS);
-        if push.try_wait().unwrap().is_none() {
-            push.kill().unwrap();
-            killed += 1;
-        }
-        let finished = push.wait().unwrap().success();
+        let push = command(&scene, &proxy.endpoint(), &[]).stdout(Stdio::null()).spawn().unwrap();
+        let running = kill(push, whole, round);
+        killed += u32::from(running);
         // What it left is whole: the version before, or the new one.
         verify_whole(&url);
         let found = fs::read(scene.export(&url, "disk0")).unwrap();
-        assert!(found == new || (found == published && !finished), "round {round}: neither old nor new");
+        assert!(found == new || (found == published && running), "round {round}: neither old nor new");
         // Requests that were sent before the kill may still be under way in the proxy and the server.
         std::thread::sleep(Duration::from_millis(300));
         let before = s3.objects();
@@ -86,7 +80,7 @@ fn a_killed_push_is_completed_by_the_next() {
         assert!(fs::read(scene.export(&url, "disk0")).unwrap() == new);
         published = new;
     }
-    assert!(killed >= 3, "only {killed} of {ROUNDS} pushes were killed");
+    assert!(killed >= rounds / 3, "only {killed} of {rounds} pushes were killed");
     assert!(spared > 0, "no push had got far enough to spare the next one work");
 }
 
