@@ -8,12 +8,11 @@ use serde::Serialize;
 use url::Url;
 use vmnetx_format::machine::{MACHINE_BYTES_MAX, Machine, MachineError};
 use vmnetx_format::{Chunker, Name, Title};
-use vmnetx_store::dir::Wait;
 use vmnetx_store::size::parse_size_bytes;
 
+use super::common::{ReportArgs, WaitArgs};
 use super::domain;
-use super::output::{put, put_json, shown_bytes};
-use super::progress::Shown;
+use super::output::{put, shown_bytes};
 use super::sign::SigningArgs;
 use crate::domain::{Description, DiskFiles, DropPath};
 use crate::{BaseOptions, BuildOptions, BuildReport, DiskFile, DiskFormat, Error, LEVEL_DEFAULT, VersionName, build};
@@ -76,15 +75,10 @@ pub(super) struct Args {
     level: i32,
     #[command(flatten)]
     signing: SigningArgs,
-    /// Wait if another publisher works in REPO.
-    #[arg(long)]
-    wait: bool,
-    /// Print one JSON object, and no progress.
-    #[arg(long)]
-    json: bool,
-    /// Show no progress.
-    #[arg(long)]
-    quiet: bool,
+    #[command(flatten)]
+    wait: WaitArgs,
+    #[command(flatten)]
+    report: ReportArgs,
 }
 
 /// The report in JSON.
@@ -97,21 +91,16 @@ struct JsonReport<'a> {
 }
 
 pub(super) fn run(args: Args) -> Result<(), Error> {
-    let json = args.json;
-    let quiet = args.json || args.quiet;
+    let reporting = args.report;
     let (options, domain) = options(args)?;
-    if let Some(domain) = domain.as_ref().filter(|_| !json) {
+    if let Some(domain) = domain.as_ref().filter(|_| !reporting.json) {
         let names: Vec<_> = options.disks.iter().map(|disk| disk.name.clone()).collect();
         domain::tell(domain, &names);
     }
-    let progress = Shown::new("read", quiet);
+    let progress = reporting.progress("read");
     let report = build(&options, &progress)?;
     drop(progress);
-    if json {
-        put_json(&JsonReport { report: &report, domain: domain.as_ref() })
-    } else {
-        print(&report)
-    }
+    reporting.put(&JsonReport { report: &report, domain: domain.as_ref() }, |_| print(&report));
     Ok(())
 }
 
@@ -145,7 +134,7 @@ fn options(args: Args) -> Result<(BuildOptions, Option<Description>), Error> {
         keep: args.keep,
         level: args.level,
         signing: args.signing.signing()?,
-        wait: if args.wait { Wait::Yes } else { Wait::No },
+        wait: args.wait.wait(),
     };
     Ok((options, domain))
 }

@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use vmnetx_store::Location;
 use vmnetx_store::trust::TrustArgs;
 
+use super::common::ReportArgs;
 use super::output::{put, put_json, say, shown_bytes};
-use super::progress::Shown;
 use crate::{Error, ExportOptions, Output, export};
 
 /// Write a disk of a package as a raw image, verified.
@@ -23,31 +23,27 @@ pub(super) struct Args {
     /// Replace OUT if it exists.
     #[arg(long)]
     force: bool,
-    /// Print one JSON object, and no progress.
-    #[arg(long)]
-    json: bool,
-    /// Show no progress.
-    #[arg(long)]
-    quiet: bool,
+    #[command(flatten)]
+    report: ReportArgs,
 }
 
 pub(super) fn run(args: Args) -> Result<(), Error> {
     let to_stdout = args.out.as_os_str() == "-";
-    if to_stdout && args.json {
+    if to_stdout && args.report.json {
         return Err(Error::Usage("the image and --json cannot both go to standard output".to_owned()));
     }
     let out = if to_stdout { Output::Stdout } else { Output::File { path: args.out.clone(), force: args.force } };
-    let progress = Shown::new("exported", args.json || args.quiet);
+    let progress = args.report.progress("exported");
     let trust = args.trust.trust();
     let report = export(&ExportOptions { link: args.link, disk: args.disk, out, trust }, &progress)?;
     drop(progress);
-    if args.json {
+    if args.report.json {
         put_json(&report);
         return Ok(());
     }
     let [size, data] = [report.size_bytes, report.data_bytes].map(shown_bytes);
     let text = format!("exported  {} of version {}: {size}, {data} of data", report.disk, report.version);
-    match (to_stdout, args.quiet) {
+    match (to_stdout, args.report.quiet) {
         (true, true) => {}
         (true, false) => say(&text),
         (false, _) => put(&text),

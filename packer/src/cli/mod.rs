@@ -1,6 +1,7 @@
 //! The command line of `vmnetx-pack`, which is also `vmnetx pack`.
 
 mod build;
+mod common;
 mod describe_domain;
 mod diff;
 mod domain;

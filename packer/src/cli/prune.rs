@@ -3,10 +3,8 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use vmnetx_store::dir::Wait;
-
-use super::output::{put, put_json, shown_bytes};
-use super::progress::Shown;
+use super::common::{ReportArgs, WaitArgs};
+use super::output::{put, shown_bytes};
 use crate::{Error, Objects, PruneOptions, PruneReport, prune};
 
 /// Free the space of what no link of the repository REPO leads to any more.
@@ -23,28 +21,19 @@ pub(super) struct Args {
     /// Change nothing, only say what would be done.
     #[arg(long)]
     dry_run: bool,
-    /// Wait if another publisher works in REPO.
-    #[arg(long)]
-    wait: bool,
-    /// Print one JSON object, and no progress.
-    #[arg(long)]
-    json: bool,
-    /// Show no progress.
-    #[arg(long)]
-    quiet: bool,
+    #[command(flatten)]
+    wait: WaitArgs,
+    #[command(flatten)]
+    report: ReportArgs,
 }
 
 pub(super) fn run(args: Args) -> Result<(), Error> {
-    let progress = Shown::new("removed", args.json || args.quiet);
-    let wait = if args.wait { Wait::Yes } else { Wait::No };
-    let options = PruneOptions { repository: args.repo, grace: args.grace, dry_run: args.dry_run, wait };
+    let progress = args.report.progress("removed");
+    let options =
+        PruneOptions { repository: args.repo, grace: args.grace, dry_run: args.dry_run, wait: args.wait.wait() };
     let report = prune(&options, &progress)?;
     drop(progress);
-    if args.json {
-        put_json(&report);
-    } else {
-        print(&report);
-    }
+    args.report.put(&report, print);
     Ok(())
 }
 

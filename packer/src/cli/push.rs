@@ -6,8 +6,8 @@ use std::time::Duration;
 use url::Url;
 use vmnetx_format::Name;
 
-use super::output::{put, put_json, shown_bytes, start_log};
-use super::progress::Shown;
+use super::common::ReportArgs;
+use super::output::{put, shown_bytes, start_log};
 use crate::{Conditions, Endpoint, Error, PushOptions, PushReport, Target, push};
 
 /// Make a bucket of an S3-compatible object store hold what the links of the repository REPO reach.
@@ -49,25 +49,17 @@ pub(super) struct Args {
     /// Change nothing, and tell what would be done.
     #[arg(long)]
     dry_run: bool,
-    /// Print one JSON object, and no progress.
-    #[arg(long)]
-    json: bool,
-    /// Show no progress.
-    #[arg(long)]
-    quiet: bool,
+    #[command(flatten)]
+    report: ReportArgs,
 }
 
 pub(super) fn run(args: Args) -> Result<(), Error> {
     start_log("warn");
-    let (json, hidden) = (args.json, args.json || args.quiet);
-    let progress = Shown::new("uploaded", hidden);
+    let reporting = args.report;
+    let progress = reporting.progress("uploaded");
     let report = push(&options(args), &progress)?;
     drop(progress);
-    if json {
-        put_json(&report)
-    } else {
-        print(&report)
-    }
+    reporting.put(&report, print);
     Ok(())
 }
 

@@ -2,10 +2,8 @@
 
 use std::path::PathBuf;
 
-use vmnetx_store::dir::Wait;
-
-use super::output::{parse_percent, put, put_json, shown_bytes};
-use super::progress::Shown;
+use super::common::{ReportArgs, WaitArgs};
+use super::output::{parse_percent, put, shown_bytes};
 use super::sign::SigningArgs;
 use crate::{Error, LEVEL_DEFAULT, RepackOptions, RepackReport, repack};
 
@@ -24,33 +22,24 @@ pub(super) struct Args {
     level: i32,
     #[command(flatten)]
     signing: SigningArgs,
-    /// Wait if another publisher works in REPO.
-    #[arg(long)]
-    wait: bool,
-    /// Print one JSON object, and no progress.
-    #[arg(long)]
-    json: bool,
-    /// Show no progress.
-    #[arg(long)]
-    quiet: bool,
+    #[command(flatten)]
+    wait: WaitArgs,
+    #[command(flatten)]
+    report: ReportArgs,
 }
 
 pub(super) fn run(args: Args) -> Result<(), Error> {
-    let progress = Shown::new("moved", args.json || args.quiet);
+    let progress = args.report.progress("moved");
     let options = RepackOptions {
         repository: args.repo,
         below: args.below / 100.0,
         level: args.level,
         signing: args.signing.signing()?,
-        wait: if args.wait { Wait::Yes } else { Wait::No },
+        wait: args.wait.wait(),
     };
     let report = repack(&options, &progress)?;
     drop(progress);
-    if args.json {
-        put_json(&report);
-    } else {
-        print(&report);
-    }
+    args.report.put(&report, print);
     Ok(())
 }
 

@@ -2,10 +2,8 @@
 
 use std::path::PathBuf;
 
-use vmnetx_store::dir::Wait;
-
-use super::output::{put, put_json, shown_bytes};
-use super::progress::Shown;
+use super::common::{ReportArgs, WaitArgs};
+use super::output::{put, shown_bytes};
 use super::sign::SigningArgs;
 use crate::{Error, LEVEL_DEFAULT, RepairOptions, RepairReport, RepairSource, repair};
 
@@ -25,33 +23,24 @@ pub(super) struct Args {
     level: i32,
     #[command(flatten)]
     signing: SigningArgs,
-    /// Wait if another publisher works in REPO.
-    #[arg(long)]
-    wait: bool,
-    /// Print one JSON object, and no progress.
-    #[arg(long)]
-    json: bool,
-    /// Show no progress.
-    #[arg(long)]
-    quiet: bool,
+    #[command(flatten)]
+    wait: WaitArgs,
+    #[command(flatten)]
+    report: ReportArgs,
 }
 
 pub(super) fn run(args: Args) -> Result<(), Error> {
-    let progress = Shown::new("looked at", args.json || args.quiet);
+    let progress = args.report.progress("looked at");
     let options = RepairOptions {
         repository: args.repo,
         from: args.from,
         level: args.level,
         signing: args.signing.signing()?,
-        wait: if args.wait { Wait::Yes } else { Wait::No },
+        wait: args.wait.wait(),
     };
     let report = repair(&options, &progress)?;
     drop(progress);
-    if args.json {
-        put_json(&report);
-    } else {
-        print(&report);
-    }
+    args.report.put(&report, print);
     match report.left.len() {
         0 => Ok(()),
         1 => Err(Error::Findings("one version that cannot be repaired".to_owned())),

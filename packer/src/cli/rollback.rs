@@ -3,8 +3,8 @@
 use std::path::PathBuf;
 
 use vmnetx_format::Name;
-use vmnetx_store::dir::Wait;
 
+use super::common::WaitArgs;
 use super::output::{put_json, put_link};
 use super::sign::SigningArgs;
 use crate::{Error, LinkOptions, VersionName, roll_back};
@@ -20,17 +20,20 @@ pub(super) struct Args {
     version: VersionName,
     #[command(flatten)]
     signing: SigningArgs,
-    /// Wait if another publisher works in REPO.
-    #[arg(long)]
-    wait: bool,
+    #[command(flatten)]
+    wait: WaitArgs,
     /// Print one JSON object.
     #[arg(long)]
     json: bool,
 }
 
 pub(super) fn run(args: Args) -> Result<(), Error> {
-    let wait = if args.wait { Wait::Yes } else { Wait::No };
-    let options = LinkOptions { repository: args.repo, name: args.name, signing: args.signing.signing()?, wait };
+    let options = LinkOptions {
+        repository: args.repo,
+        name: args.name,
+        signing: args.signing.signing()?,
+        wait: args.wait.wait(),
+    };
     let report = roll_back(&options, &args.version)?;
     if args.json {
         put_json(&report);

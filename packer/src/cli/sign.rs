@@ -3,8 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use vmnetx_format::Name;
-use vmnetx_store::dir::Wait;
 
+use super::common::WaitArgs;
 use super::output::{put, put_json, say};
 use crate::{Error, Signing, read_key, sign};
 
@@ -20,9 +20,8 @@ pub(super) struct Args {
     /// Sign although another key has signed the link before. Readers who know that key will ask you whether it is true.
     #[arg(long, conflicts_with = "remove")]
     replace_key: bool,
-    /// Wait if another publisher works in REPO.
-    #[arg(long)]
-    wait: bool,
+    #[command(flatten)]
+    wait: WaitArgs,
     /// Print one JSON object.
     #[arg(long)]
     json: bool,
@@ -64,8 +63,7 @@ fn signing(key: Option<&Path>, replace: bool) -> Result<Signing, Error> {
 
 pub(super) fn run(args: &Args) -> Result<(), Error> {
     let signing = signing(args.with.sign_key.as_deref(), args.replace_key || args.with.remove)?;
-    let wait = if args.wait { Wait::Yes } else { Wait::No };
-    let report = sign(&args.repo, &args.name, &signing, wait)?;
+    let report = sign(&args.repo, &args.name, &signing, args.wait.wait())?;
     if args.with.remove && report.changed {
         say("note: readers who know the key that the link was signed with will refuse it");
     }

@@ -7,8 +7,8 @@ use vmnetx_store::dir::RepositoryDir;
 use vmnetx_store::trust::{Trust, TrustArgs};
 use vmnetx_store::{Location, Place};
 
-use super::output::{parse_percent, put, put_json, say, shown_bytes};
-use super::progress::Shown;
+use super::common::ReportArgs;
+use super::output::{parse_percent, put, say, shown_bytes};
 use crate::{Depth, Error, Finding, VerifyReport, verify_link, verify_remote, verify_repository};
 
 /// Compare every byte of a package or of a whole repository with its digests.
@@ -28,16 +28,12 @@ pub(super) struct Args {
     /// Read this part of the chunks, chosen anew each time, instead of all.
     #[arg(long, value_name = "PERCENT", conflicts_with = "quick", value_parser = parse_percent)]
     sample: Option<f64>,
-    /// Print one JSON object, and no progress.
-    #[arg(long)]
-    json: bool,
-    /// Show no progress.
-    #[arg(long)]
-    quiet: bool,
+    #[command(flatten)]
+    report: ReportArgs,
 }
 
 pub(super) fn run(args: &Args) -> Result<(), Error> {
-    let progress = Shown::new("verified", args.json || args.quiet);
+    let progress = args.report.progress("verified");
     let trust = args.trust.trust();
     let depth = match args.sample {
         _ if args.quick => Depth::Part(0.0),
@@ -58,11 +54,7 @@ pub(super) fn run(args: &Args) -> Result<(), Error> {
         }
     };
     drop(progress);
-    if args.json {
-        put_json(&report)
-    } else {
-        print(&report)
-    }
+    args.report.put(&report, print);
     match report.findings.len() as u64 + report.more_findings {
         0 => Ok(()),
         1 => Err(Error::Findings("one piece of damage".to_owned())),
