@@ -10,7 +10,7 @@ use bytes::BytesMut;
 use vmnetx_format::machine::Machine;
 use vmnetx_format::{
     Chunker, Compressor, ContentInner, ContentLeaf, Digest, Disk, Envelope, Kind, LayoutInner, LayoutLeaf,
-    LayoutObject, Link, Manifest, NodePlace, PackBuilder, Place, Roots, Trailer, Version,
+    LayoutObject, Link, Manifest, NodePlace, PackBuilder, Place, Roots, SecretKey, Trailer, Version,
 };
 use vmnetx_nbd_proto::handshake::{Config, ExportInfo, Exports, Handshake, Listed};
 use vmnetx_nbd_proto::option::{InfoRequest, MetaRequest, OptionHeader};
@@ -41,8 +41,38 @@ fn main() -> Result {
     text(&put)?;
     nodes(&put)?;
     frames(&put)?;
+    publisher(&put)?;
     server(&put)?;
     client(&put)
+}
+
+/// What a publisher reads of others.
+fn publisher(put: &impl Fn(&str, &str, &[u8]) -> Result) -> Result {
+    let key = SecretKey::from_seed(&[7; SecretKey::SEED_BYTES]);
+    put("keys", "secret", key.to_text().as_bytes())?;
+    put("keys", "list", format!("# keys\n\n{}\n", key.public()).as_bytes())?;
+    put("tombstones", "one", br#"{"vmnetx":0,"objects":{"packs/aa/aa.pack":1700000000}}"#)?;
+    let small = br#"<domain type="kvm"><name>vm</name><memory unit="MiB">512</memory><vcpu>2</vcpu>
+<os><type arch="x86_64" machine="pc-q35-6.2">hvm</type><boot dev="hd"/></os><features><acpi/></features>
+<devices><disk type="file" device="disk"><driver name="qemu" type="qcow2"/><source file="/a.qcow2"/>
+<target dev="vda" bus="virtio"/></disk><interface type="network"><mac address="52:54:00:00:00:01"/>
+<model type="virtio"/></interface><tpm model="tpm-crb"/></devices></domain>"#;
+    put("domain", "small", small)?;
+    put("domain", "debian", include_bytes!("../../packer/tests/domains/debian-q35.xml"))?;
+    // A qcow2 of version 3 over a raw file: magic, version, place and length of the name below, cluster bits, size.
+    let mut qcow2 = [&[0][..], b"QFI\xfb\0\0\0\x03", &120_u64.to_be_bytes(), &4_u32.to_be_bytes()].concat();
+    qcow2.extend(16_u32.to_be_bytes());
+    qcow2.extend((1_u64 << 20).to_be_bytes());
+    qcow2.resize(1 + 100, 0);
+    qcow2.extend(104_u32.to_be_bytes());
+    // The format of the file below, as an extension, and the end of those.
+    qcow2.extend([0xe2, 0x79, 0x2a, 0xca, 0, 0, 0, 3, b'r', b'a', b'w', 0, 0, 0, 0, 0]);
+    qcow2.extend(b"base");
+    put("image_chain", "qcow2", &qcow2)?;
+    let vmdk = b"\x03# Disk DescriptorFile\nversion=1\nCID=1\nparentCID=ffffffff\ncreateType=\"monolithicFlat\"\n\
+                 RW 8 FLAT \"image-flat.vmdk\" 0\n";
+    put("image_chain", "vmdk", vmdk)?;
+    put("image_chain", "qed", b"\x02QED\0\0\0\x01\0\x04\0\0\0\x01\0\0\0")
 }
 
 fn version() -> Version {

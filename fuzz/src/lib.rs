@@ -7,6 +7,7 @@
 
 mod format;
 mod nbd;
+mod packer;
 mod store;
 
 // The client of QEMU's monitor is no public part of its crate, so its source is compiled into this one.
@@ -23,6 +24,7 @@ pub use format::{
     catalogue, content_nodes, frame, layout_nodes, layout_object, link, link_text, machine, manifest, names,
 };
 pub use nbd::{nbd_client, nbd_handshake, nbd_replies, nbd_requests};
+pub use packer::{domain, image_chain, keys, tombstones};
 pub use store::{disk_tier, location};
 
 #[global_allocator]

@@ -43,3 +43,9 @@ pub use versions::{
     DiffReport, DiskDiff, LinkOptions, LinkReport, LogEntry, LogReport, Part, RetainOptions, State, VersionName, diff,
     log, retain, roll_back,
 };
+
+/// What fuzz targets reach, and is no part of the interface.
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing {
+    pub use crate::disk::walk_chain;
+}

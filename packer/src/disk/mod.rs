@@ -151,6 +151,15 @@ pub(crate) fn open(
     Ok((Box::new(ForeignDisk::open(chain, Depth::Ignored)?), files))
 }
 
+/// Reads the header of an image, and those of all files that it leads to; no program sees any.
+///
+/// # Errors
+/// As [`open`].
+#[cfg(feature = "fuzzing")]
+pub fn walk_chain(file: &std::path::Path, format: DiskFormat) -> Result<(), Error> {
+    Chain::walk(file, format, false).map(drop)
+}
+
 /// Warns of a disk that is said to be raw and begins like an image of another format. It is read as it was said to be: what
 /// stands in a raw disk is the guest's word.
 ///

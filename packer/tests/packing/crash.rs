@@ -35,6 +35,13 @@ fn build(scene: &Scene, name: &str) -> Command {
     command
 }
 
+/// Says how many were killed while they ran, which must be enough of them.
+#[allow(clippy::print_stdout, reason = "the count is what a soak is run for")]
+pub(crate) fn tell_kills(what: &str, killed: u32, rounds: u32) {
+    println!("{killed} of {rounds} {what} were killed");
+    assert!(killed >= rounds / 3);
+}
+
 #[test]
 fn a_killed_build_leaves_the_old_version_whole() {
     let scene = Scene::new();
@@ -56,7 +63,7 @@ fn a_killed_build_leaves_the_old_version_whole() {
         assert!(found == new || (found == published && running), "round {round}: neither the old nor the new version");
         published = found;
     }
-    assert!(killed >= rounds / 3, "only {killed} builds were killed");
+    tell_kills("builds", killed, rounds);
 
     assert!(build(&scene, "vm").status().unwrap().success());
     assert!(scene.exported("vm") == content(rounds));
@@ -121,7 +128,7 @@ fn a_killed_prune_takes_nothing_that_is_in_use() {
         let before = format!("{}#b3={}", scene.link("vm").display(), before(&scene));
         assert!(fs::read(scene.export(&before, "disk0")).unwrap() == content(round - 1), "round {round}");
     }
-    assert!(killed >= rounds / 3, "only {killed} prunes were killed");
+    tell_kills("prunes", killed, rounds);
     for _ in 0..2 {
         assert!(prune().status().unwrap().success());
     }

@@ -143,10 +143,12 @@ fn a_damaged_repository_is_not_pruned() {
 fn tombstones_that_are_none_are_refused_by_name() {
     let scene = Scene::new();
     scene.build("vm", &scene.image("a", &noise(1, 100_000)));
-    for text in ["", "{}", r#"{"vmnetx":7,"objects":{}}"#, r#"{"vmnetx":0,"objects":{},"more":1}"#] {
+    for text in ["", "{}", r#"{"vmnetx":7,"objects":{}}"#, r#"{"vmnetx":0,"objects":{},"more":1}"#, "{\"\x1b[31m\":0}"]
+    {
         fs::write(scene.repo().join(".tombstones"), text).unwrap();
         let error = prune(&options(&scene, WEEK), &Silent).unwrap_err();
         assert!(matches!(&error, Error::Repository(_)) && error.to_string().contains(".tombstones"), "{error}");
+        assert!(!error.to_string().contains(char::is_control), "{error:?}");
         assert_eq!(error.class(), Class::Integrity);
     }
 }

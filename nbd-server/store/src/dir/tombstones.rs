@@ -45,7 +45,9 @@ impl Tombstones {
     }
 
     pub(super) fn decode(bytes: &[u8]) -> Result<Self, String> {
-        let read: Self = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
+        // Only where it is wrong: serde's own words repeat bytes of the file, which may steer a terminal.
+        let place = |error: serde_json::Error| format!("line {}, column {}", error.line(), error.column());
+        let read: Self = serde_json::from_slice(bytes).map_err(place)?;
         if read.vmnetx == FORMAT_NUMBER {
             Ok(read)
         } else {
