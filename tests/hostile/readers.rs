@@ -153,7 +153,8 @@ impl Serving {
         let scratch = Scratch::new();
         let mut child = scratch.start(Reader::Serve, evil.link().to_str().unwrap());
         let start = Instant::now();
-        while !scratch.path().join("socket").exists() {
+        // The file is there a moment before anybody listens.
+        while std::os::unix::net::UnixStream::connect(scratch.path().join("socket")).is_err() {
             assert!(child.try_wait().unwrap().is_none(), "the server ended: {:?}", finish(child));
             assert!(start.elapsed() < DEADLINE, "the server does not listen");
             std::thread::sleep(Duration::from_millis(5));

@@ -51,14 +51,14 @@ fn a_killed_push_is_completed_by_the_next() {
     scene.build("vm", &scene.image("disk", &published));
     let started = Instant::now();
     pushed(&scene, &proxy.endpoint(), &[]);
-    let whole = started.elapsed();
+    let mut whole = started.elapsed();
     let url = s3.url("vm.vmnetx");
     let (rounds, mut killed, mut spared) = (rounds(), 0, 0);
     for round in 1..=rounds {
         let new = disk(round.into());
         scene.build("vm", &scene.image("disk", &new));
         let push = command(&scene, &proxy.endpoint(), &[]).stdout(Stdio::null()).spawn().unwrap();
-        let running = kill(push, whole, round);
+        let running = kill(push, &mut whole, round);
         killed += u32::from(running);
         // What it left is whole: the version before, or the new one.
         verify_whole(&url);
