@@ -19,13 +19,17 @@ pub struct Wanted {
     pub place: Place,
 }
 
-/// Why frames are fetched. Whoever waits goes first.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// Why frames are fetched, the most urgent first: whoever waits goes first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Why {
     /// A reader waits for them.
     Demand,
+    /// A recorded order says that they will be wanted soon.
+    Order,
     /// A reader is expected to want them soon.
     ReadAhead,
+    /// They are to be here some day, whether or not anyone reads them.
+    Background,
 }
 
 /// Where a frame was found.

@@ -124,7 +124,7 @@ impl Job {
             // Neither semaphore is ever closed.
             let background = match self.why {
                 Why::Demand => None,
-                Why::ReadAhead => inner.background_slots.acquire().await.ok(),
+                Why::Order | Why::ReadAhead | Why::Background => inner.background_slots.acquire().await.ok(),
             };
             [background, inner.slots.acquire().await.ok()]
         };
