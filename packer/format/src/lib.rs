@@ -12,6 +12,7 @@ mod json;
 mod link;
 mod manifest;
 mod name;
+mod order;
 mod pack;
 mod paths;
 mod signature;
@@ -28,8 +29,9 @@ pub use frame::{Compressor, FrameError, decode_frame};
 pub use link::{Envelope, Link, LinkError, Version};
 pub use manifest::{Disk, Manifest, ManifestError, Memory, RamBlock};
 pub use name::{Name, NameError, Title};
+pub use order::{Order, OrderError, OrderFrame, Purpose, Record, RecordError, RecordTouch, Touch};
 pub use pack::{Catalogue, Entry, Kind, PackBuilder, PackError, Trailer};
-pub use paths::{LINK_SUFFIX, layout_path, link_path, manifest_path, pack_path};
+pub use paths::{LINK_SUFFIX, layout_path, link_path, manifest_path, order_path, pack_path};
 pub use signature::{Hex, KeyError, PublicKey, SecretKey, Signature, SignatureError};
 pub use tree::{
     ContentInner, ContentLeaf, Geometry, LayoutInner, LayoutLeaf, LayoutObject, LeafChunk, NodePlace, Place, Roots,

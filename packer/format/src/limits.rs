@@ -55,6 +55,18 @@ pub const URL_BYTES_MAX: usize = 2048;
 /// Orders of one version.
 pub const ORDERS_MAX: usize = 16;
 
+/// Bytes of an order.
+pub const ORDER_BYTES_MAX: u64 = 16 << 20;
+
+/// Touches of an order or of a record.
+pub const ORDER_TOUCHES_MAX: u32 = 1 << 20;
+
+/// Frames of an order.
+pub const ORDER_FRAMES_MAX: u32 = 1 << 18;
+
+/// Bytes of a file with a record.
+pub const RECORD_BYTES_MAX: u64 = 64 << 20;
+
 /// Public keys of one list.
 pub const KEYS_MAX: usize = 64;
 

@@ -23,6 +23,12 @@ pub fn layout_path(digest: &Digest) -> String {
     format!("layouts/{digest}.layout")
 }
 
+/// The order known by `digest`.
+#[must_use]
+pub fn order_path(digest: &Digest) -> String {
+    format!("orders/{digest}.order")
+}
+
 /// The pack known by `digest`, in one of 256 folders so that none grows too long.
 #[must_use]
 pub fn pack_path(digest: &Digest) -> String {

@@ -1,13 +1,10 @@
 //! Layout nodes: where chunks and nodes are stored. They may be written anew without touching an image's identity.
 
-use std::collections::HashMap;
-
 use super::TreeError;
+use super::packs::Packs;
 use crate::Digest;
-use crate::limits::{
-    FRAME_PLAIN_BYTES_MAX, LEAF_BLOCKS, NODE_BYTES_MAX, NODE_PACKS_MAX, PACK_BYTES_MAX, ROOT_FANOUT_MAX,
-};
-use crate::wire::{Reader, WireError, put_varint, put_zigzag};
+use crate::limits::{FRAME_PLAIN_BYTES_MAX, LEAF_BLOCKS, NODE_BYTES_MAX, ROOT_FANOUT_MAX};
+use crate::wire::{Reader, WireError, put_varint};
 
 const LEAF_TAG: &[u8] = b"ll";
 const INNER_TAG: &[u8] = b"li";
@@ -188,58 +185,5 @@ impl LayoutInner {
         }
         reader.end()?;
         Ok(Self { children })
-    }
-}
-
-/// The table of packs at the head of a layout node, with the end of what was last placed in each: frames mostly follow
-/// one another, so an offset is stored as its distance from there.
-struct Packs {
-    packs: Vec<(Digest, u64)>,
-    numbers: HashMap<Digest, usize>,
-}
-
-impl Packs {
-    fn collect(packs: impl Iterator<Item = Digest>, out: &mut Vec<u8>) -> Self {
-        let mut table = Self { packs: Vec::new(), numbers: HashMap::new() };
-        for pack in packs {
-            table.numbers.entry(pack).or_insert_with(|| {
-                table.packs.push((pack, 0));
-                table.packs.len() - 1
-            });
-        }
-        put_varint(out, table.packs.len() as u64);
-        out.extend(table.packs.iter().flat_map(|(pack, _)| pack.as_bytes()));
-        table
-    }
-
-    fn put(&mut self, out: &mut Vec<u8>, pack: Digest, offset: u64, stored_len: u64) {
-        let number = self.numbers[&pack];
-        let end = &mut self.packs[number].1;
-        put_varint(out, number as u64);
-        put_zigzag(out, offset.wrapping_sub(*end) as i64);
-        *end = offset + stored_len;
-    }
-
-    fn read(reader: &mut Reader<'_>) -> Result<Self, WireError> {
-        let count = reader.bounded_u32("the number of packs", NODE_PACKS_MAX)?;
-        let packs = (0..count).map(|_| Ok((reader.digest()?, 0))).collect::<Result<_, WireError>>()?;
-        Ok(Self { packs, numbers: HashMap::new() })
-    }
-
-    fn take(&self, reader: &mut Reader<'_>) -> Result<(usize, u64), WireError> {
-        let last = (self.packs.len() as u64).checked_sub(1).ok_or(WireError::Short)?;
-        let index = reader.bounded("a pack's number", last)? as usize;
-        let offset = self.packs[index].1.wrapping_add(reader.zigzag()? as u64);
-        Ok((index, offset))
-    }
-
-    fn advance(&mut self, index: usize, offset: u64, stored_len: u64) -> Result<Digest, WireError> {
-        let end = offset.saturating_add(stored_len);
-        if end > PACK_BYTES_MAX {
-            return Err(WireError::TooLarge { what: "the end of a frame", value: end, max: PACK_BYTES_MAX });
-        }
-        let entry = &mut self.packs[index];
-        entry.1 = end;
-        Ok(entry.0)
     }
 }
