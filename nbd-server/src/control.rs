@@ -12,7 +12,7 @@ use hyper_util::rt::TokioIo;
 use serde::{Deserialize, Serialize};
 use tokio::net::UnixStream;
 use tokio_util::sync::CancellationToken;
-use vmnetx_store::{Package, Store};
+use vmnetx_store::{OrderCounts, Package, Store};
 
 use crate::limits::{CONTROL_BYTES_MAX, DRAIN_TIMEOUT};
 use crate::{Error, ExportStats, Exports, Listener};
@@ -35,6 +35,9 @@ pub struct Stats {
     pub memory_bytes: u64,
     /// Bytes of stored chunks in the disk tier.
     pub disk_bytes: u64,
+    /// What came of the package's recorded order; absent if it has none or none is replayed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub order: Option<OrderCounts>,
     /// The exports.
     pub exports: Vec<ExportStats>,
 }
@@ -50,6 +53,7 @@ impl Stats {
             origin_bytes: package.origin_bytes(),
             memory_bytes: store.memory().bytes(),
             disk_bytes: store.disk().map_or(0, vmnetx_store::DiskCache::bytes),
+            order: package.order_counts(),
             exports: exports.all().iter().map(|export| export.stats()).collect(),
         }
     }

@@ -1,6 +1,7 @@
 //! Why packages cannot be served.
 
 use std::io;
+use std::path::PathBuf;
 
 use vmnetx_store::failure::{Class, Told};
 
@@ -36,6 +37,15 @@ pub enum Error {
     /// The runtime cannot start.
     #[error("start the runtime")]
     Runtime(#[source] io::Error),
+    /// What was recorded cannot be written.
+    #[error("write the record {}", file.display())]
+    Record {
+        /// The file.
+        file: PathBuf,
+        /// What the system says.
+        #[source]
+        source: io::Error,
+    },
     /// A control socket cannot be asked.
     #[error("ask the server at {socket}: {reason}")]
     Control {
@@ -52,7 +62,7 @@ impl Told for Error {
             Self::Store(error) => error.class(),
             Self::Listen { .. } | Self::InUse { .. } | Self::Runtime(_) => Class::Host,
             Self::NoDisk { .. } => Class::Usage,
-            Self::Control { .. } => Class::Failure,
+            Self::Control { .. } | Self::Record { .. } => Class::Failure,
         }
     }
 

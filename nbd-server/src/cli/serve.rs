@@ -1,13 +1,14 @@
 //! `serve`: offers a package's disks until it is stopped.
 
-use std::path::PathBuf;
+use std::io::Write;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use vmnetx_store::size::parse_size_bytes;
 use vmnetx_store::trust::TrustArgs;
-use vmnetx_store::{Location, Options, Package, Store, interrupt};
+use vmnetx_store::{Location, Options, Package, Recorder, Store, interrupt};
 
 use super::say;
 use crate::{Error, Export, Exports, Listener, Stats, serve, serve_control};
@@ -36,9 +37,24 @@ pub(super) struct Args {
     /// Seconds for which a read is tried again when the origin fails.
     #[arg(long, value_name = "SECONDS", default_value_t = vmnetx_store::limits::RETRY_FOR.as_secs())]
     retry_for: u64,
+    /// Whether to fetch ahead, in the order that was recorded with the package, what a boot will read.
+    #[arg(long, value_enum, default_value_t)]
+    order: OrderArg,
+    /// Write to FILE, when the server ends, which blocks were read first and when: what `vmnetx-pack build --order` and
+    /// `vmnetx-pack order` take.
+    #[arg(long, value_name = "FILE")]
+    record_order: Option<PathBuf>,
     /// Answer `vmnetx-nbd stats` on this Unix socket.
     #[arg(long, value_name = "PATH")]
     control: Option<PathBuf>,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
+enum OrderArg {
+    /// If the package has one.
+    #[default]
+    Auto,
+    Off,
 }
 
 /// Where clients connect.
@@ -70,10 +86,15 @@ pub(super) async fn run(args: Args) -> Result<(), Error> {
         retry_for: Duration::from_secs(args.retry_for),
         trust: args.trust.trust(),
     })?;
-    let package = tokio::select! {
-        package = store.package(&args.link) => Arc::new(package?),
-        () = shutdown.cancelled() => return Ok(()),
+    let opening = async {
+        match args.order {
+            OrderArg::Auto => store.package_in_order(&args.link).await,
+            OrderArg::Off => store.package(&args.link).await,
+        }
     };
+    let Some(package) = shutdown.run_until_cancelled(opening).await else { return Ok(()) };
+    let package = Arc::new(package?);
+    let recorder = args.record_order.is_some().then(|| package.record());
     for notice in package.notices() {
         if notice.is_warning() { tracing::warn!("{notice}") } else { tracing::info!("{notice}") }
     }
@@ -92,6 +113,22 @@ pub(super) async fn run(args: Args) -> Result<(), Error> {
         let _ = control.await;
     }
     log_stats(&Stats::now(&store, &package, &exports));
+    match (recorder, args.record_order) {
+        (Some(recorder), Some(file)) => write_record(&recorder, &file),
+        _ => Ok(()),
+    }
+}
+
+/// Writes what was recorded, all of it or nothing.
+fn write_record(recorder: &Recorder, file: &Path) -> Result<(), Error> {
+    let record = recorder.record();
+    let cannot = |source: std::io::Error| Error::Record { file: file.to_owned(), source };
+    let dir = file.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let mut written = tempfile::NamedTempFile::new_in(dir).map_err(cannot)?;
+    written.write_all(&record.encode()).map_err(cannot)?;
+    written.as_file().sync_all().map_err(cannot)?;
+    written.persist(file).map_err(|error| cannot(error.error))?;
+    say(&format!("recorded {} first touches in {}", record.touches.len(), file.display()));
     Ok(())
 }
 
@@ -137,6 +174,16 @@ fn log_stats(stats: &Stats) {
             read_ahead_chunks = counts.read_ahead_chunks,
             origin_bytes = counts.origin_bytes,
             "served"
+        );
+    }
+    if let Some(order) = &stats.order {
+        tracing::info!(
+            planned_bytes = order.planned_bytes,
+            prefetched_bytes = order.prefetched_bytes,
+            used_bytes = order.used_bytes,
+            wasted_bytes = order.wasted_bytes,
+            failed_frames = order.failed_frames,
+            "order"
         );
     }
     tracing::info!(requests = stats.origin_requests, bytes = stats.origin_bytes, "origin");

@@ -26,6 +26,23 @@ pub(super) async fn run(args: Args) -> Result<(), Error> {
     put(&format!("package {} version {}", stats.package, stats.version));
     put(&format!("origin {} requests, {} bytes", stats.origin_requests, stats.origin_bytes));
     put(&format!("memory tier {} bytes, disk tier {} bytes", stats.memory_bytes, stats.disk_bytes));
+    if let Some(order) = &stats.order {
+        put(&format!(
+            "order: {} frames planned ({} bytes), {} fetched ahead ({} bytes, {} of them from the origin), {} used ({} bytes), \
+             {} not used yet ({} bytes), {} failed{}",
+            order.planned_frames,
+            order.planned_bytes,
+            order.prefetched_frames,
+            order.prefetched_bytes,
+            order.origin_bytes,
+            order.used_frames,
+            order.used_bytes,
+            order.wasted_frames,
+            order.wasted_bytes,
+            order.failed_frames,
+            if order.done { "; done" } else { "" },
+        ));
+    }
     for export in &stats.exports {
         let counts = &export.counts;
         put(&format!(

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use vmnetx_format::{Digest, FrameError, LinkError, ManifestError, TreeError};
+use vmnetx_format::{Digest, FrameError, LinkError, ManifestError, OrderError, TreeError};
 
 use crate::failure::{Class, Told};
 use crate::trust::TrustError;
@@ -99,6 +99,15 @@ pub enum Error {
         #[source]
         source: ManifestError,
     },
+    /// An order is damaged.
+    #[error("{object}")]
+    Order {
+        /// URL or file.
+        object: String,
+        /// What is wrong with it.
+        #[source]
+        source: OrderError,
+    },
     /// A link is whole, but not to be believed.
     #[error(transparent)]
     Trust(#[from] TrustError),
@@ -174,7 +183,11 @@ impl Told for Error {
         match self {
             Self::Network { .. } | Self::Refused { .. } => Class::Network,
             Self::Digest { .. } | Self::Frame { .. } | Self::Tree { .. } | Self::TooLarge { .. } => Class::Integrity,
-            Self::Missing { .. } | Self::Short { .. } | Self::Link { .. } | Self::Manifest { .. } => Class::Integrity,
+            Self::Missing { .. }
+            | Self::Short { .. }
+            | Self::Link { .. }
+            | Self::Manifest { .. }
+            | Self::Order { .. } => Class::Integrity,
             Self::Trust(error) => error.class(),
             Self::Location { .. } | Self::NoVersion { .. } => Class::Usage,
             Self::Cache { .. } => Class::Host,

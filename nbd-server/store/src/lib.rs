@@ -6,6 +6,7 @@ mod error;
 mod file;
 mod image;
 mod location;
+mod order;
 mod package;
 mod store;
 
@@ -23,5 +24,6 @@ pub use counters::{Counters, Counts};
 pub use error::Error;
 pub use image::{Extent, Image, Piece};
 pub use location::{Location, Place};
+pub use order::{OrderCounts, Recorder};
 pub use package::Package;
 pub use store::{Options, Store};

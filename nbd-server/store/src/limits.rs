@@ -81,6 +81,15 @@ pub const READ_AHEAD_BYTES_MIN: u64 = 32 << 10;
 /// Bytes ahead of a stream that are fetched at most.
 pub const READ_AHEAD_BYTES_MAX: u64 = 2 << 20;
 
+/// Stored bytes of one request of an order's replay.
+pub const ORDER_REQUEST_BYTES: u64 = 1 << 20;
+
+/// Stored bytes of an order that are asked for before its replay waits for some of them.
+pub const ORDER_IN_FLIGHT_BYTES: u64 = 3 << 20;
+
+/// The memory tier's part that an order's frames may fill while nobody has read them: one in so many.
+pub const ORDER_AHEAD_PARTS: u64 = 2;
+
 /// URLs of signed links that are remembered, and packages whose serial numbers are: beyond that no new one is believed.
 pub const SIGNED_LINKS_MAX: usize = 4096;
 

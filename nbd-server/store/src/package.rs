@@ -12,9 +12,10 @@ use vmnetx_format::{
 };
 
 use crate::location::{Location, Place};
+use crate::order::OrderReplay;
 use crate::origin::{DirOrigin, HttpOrigin, Origin, OriginTier, Retry, leads_inside, shown};
 use crate::trust::{self, Asked, Believed, Notice};
-use crate::{Error, Image, Store};
+use crate::{Error, Image, OrderCounts, Recorder, Store};
 
 /// One version of a package. It stays that version, whatever is published meanwhile.
 #[derive(Debug)]
@@ -26,6 +27,7 @@ pub struct Package {
     origin: Arc<OriginTier>,
     head_bytes: u64,
     believed: Believed,
+    order: Option<OrderReplay>,
 }
 
 /// A link as it was read, to be believed, and where its repository is.
@@ -39,7 +41,8 @@ struct Head {
 }
 
 impl Package {
-    pub(crate) async fn open(store: &Store, location: &Location) -> Result<Self, Error> {
+    /// Opens the version that `location` names; `in_order` says whether its recorded order is replayed.
+    pub(crate) async fn open(store: &Store, location: &Location, in_order: bool) -> Result<Self, Error> {
         let Head { link, believed, origin, shown, bytes: link_bytes } = read_link(store, location).await?;
         let version = match &location.version {
             None => link.current.clone(),
@@ -48,6 +51,10 @@ impl Package {
                 version.ok_or(Error::NoVersion { link: shown, version: *wanted })?
             }
         };
+        let (tiers, frames) = store.tiers(Arc::clone(&origin));
+        let plan = Arc::default();
+        // At once, for what it brings is what the guest will wait for.
+        let order = in_order.then(|| OrderReplay::start(store, &origin, &version, tiers.clone(), Arc::clone(&plan)));
         let (manifest_path, layout_path) = (manifest_path(&version.manifest), layout_path(&version.layout));
         let (manifest_bytes, layout_bytes) = tokio::try_join!(
             verified(store, &*origin, &manifest_path, version.manifest_bytes, version.manifest),
@@ -58,14 +65,13 @@ impl Package {
         let images = manifest.images().map_err(|source| Error::Manifest { object: at(), source })?;
         let layout = LayoutObject::decode(&layout_bytes, &images)
             .map_err(|source| Error::Tree { image: link.name.to_string(), source })?;
-        let (tiers, origin) = store.tiers(origin);
         let parts = manifest.disks.iter().zip(images).zip(layout.images);
         let disks = parts.map(|((disk, (geometry, _)), roots)| {
-            Arc::new(Image::new(disk.name.to_string(), geometry, roots, tiers.clone()))
+            Arc::new(Image::new(disk.name.to_string(), geometry, roots, tiers.clone(), Arc::clone(&plan)))
         });
         let disks = disks.collect();
         let head_bytes = link_bytes + (manifest_bytes.len() + layout_bytes.len()) as u64;
-        Ok(Self { link, version, manifest, disks, origin, head_bytes, believed })
+        Ok(Self { link, version, manifest, disks, origin: frames, head_bytes, believed, order })
     }
 
     /// What the link said when the package was opened.
@@ -108,6 +114,21 @@ impl Package {
     #[must_use]
     pub fn disk(&self, name: &str) -> Option<&Arc<Image>> {
         self.disks.iter().find(|disk| disk.name() == name)
+    }
+
+    /// Records the first touches of its images from now on.
+    #[must_use]
+    pub fn record(&self) -> Arc<Recorder> {
+        let names = self.disks.iter().map(|disk| disk.name().to_owned()).collect();
+        let recorder = Arc::new(Recorder::new(self.version.manifest, names));
+        self.disks.iter().enumerate().for_each(|(number, disk)| disk.record(&recorder, number));
+        recorder
+    }
+
+    /// What came of its recorded order until now; nothing if it has none or none is replayed.
+    #[must_use]
+    pub fn order_counts(&self) -> Option<OrderCounts> {
+        self.order.as_ref().and_then(OrderReplay::counts)
     }
 
     /// Requests for ranges of packs so far.
@@ -189,7 +210,7 @@ async fn fetch_link(store: &Store, url: &Url) -> Result<Bytes, Error> {
 }
 
 /// Reads an immutable object and compares its digest.
-async fn verified(
+pub(crate) async fn verified(
     store: &Store,
     origin: &dyn Origin,
     path: &str,

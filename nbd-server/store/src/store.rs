@@ -30,6 +30,7 @@ pub struct Options {
 pub struct Store {
     client: HttpClient,
     memory: Arc<MemoryCache>,
+    memory_bytes: u64,
     disk: Option<Arc<DiskCache>>,
     retry_for: Duration,
     trust: Arc<Trust>,
@@ -51,9 +52,9 @@ impl Store {
             Some((dir, bytes)) => Some(Arc::new(DiskCache::open(&dir, bytes)?)),
             None => None,
         };
-        let memory = Arc::new(MemoryCache::new(options.memory_bytes));
-        let trust = Arc::new(options.trust);
-        Ok(Self { client: HttpClient::new()?, memory, disk, retry_for: options.retry_for, trust })
+        let Options { memory_bytes, retry_for, trust, .. } = options;
+        let memory = Arc::new(MemoryCache::new(memory_bytes));
+        Ok(Self { client: HttpClient::new()?, memory, memory_bytes, disk, retry_for, trust: Arc::new(trust) })
     }
 
     /// Opens the package that a link names.
@@ -62,7 +63,15 @@ impl Store {
     /// [`Error`] when link, manifest or layout cannot be had or are not what their digests say, or when the link is not to
     /// be believed.
     pub async fn package(&self, location: &Location) -> Result<Package, Error> {
-        Package::open(self, location).await
+        Package::open(self, location, false).await
+    }
+
+    /// Opens the package that a link names and starts to fetch, ahead of its readers, what its recorded order says.
+    ///
+    /// # Errors
+    /// As [`Self::package`]. An order that cannot be had is no error: readers fetch for themselves.
+    pub async fn package_in_order(&self, location: &Location) -> Result<Package, Error> {
+        Package::open(self, location, true).await
     }
 
     /// The memory tier's cache.
@@ -79,6 +88,11 @@ impl Store {
 
     pub(crate) const fn client(&self) -> &HttpClient {
         &self.client
+    }
+
+    /// Bytes that the memory tier may hold.
+    pub(crate) const fn memory_bytes(&self) -> u64 {
+        self.memory_bytes
     }
 
     pub(crate) const fn retry_for(&self) -> Duration {

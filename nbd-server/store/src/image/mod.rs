@@ -4,7 +4,7 @@ mod index;
 mod read_ahead;
 
 use std::ops::Range;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use bytes::Bytes;
 use vmnetx_format::limits::LEAF_BLOCKS;
@@ -13,6 +13,7 @@ use vmnetx_format::{BLOCK_BYTES, Geometry, LeafChunk, Roots};
 use self::index::{Index, Leaf};
 use self::read_ahead::ReadAhead;
 use crate::cache::{MemoryCache, SingleFlight};
+use crate::order::{Plan, Recorder};
 use crate::tier::{Arrivals, Tier, Wanted, Why};
 use crate::{Counters, Error};
 
@@ -27,6 +28,16 @@ pub struct Image {
     tiers: Tiers,
     counters: Arc<Counters>,
     read_ahead: Mutex<ReadAhead>,
+    watch: Watch,
+}
+
+/// Who wants to hear of reads.
+#[derive(Debug)]
+struct Watch {
+    /// Records them, as those of the image of this number.
+    recorder: OnceLock<(Arc<Recorder>, usize)>,
+    /// Counts which frames of an order are read, once there is one.
+    plan: Arc<OnceLock<Plan>>,
 }
 
 /// A part of what was read.
@@ -92,12 +103,17 @@ impl Piece {
 }
 
 impl Image {
-    pub(crate) fn new(name: String, geometry: Geometry, roots: Roots, tiers: Tiers) -> Self {
+    pub(crate) fn new(name: String, geometry: Geometry, roots: Roots, tiers: Tiers, plan: Arc<OnceLock<Plan>>) -> Self {
         let counters = Arc::new(Counters::default());
         let outermost: Arc<dyn Tier> = Arc::<SingleFlight>::clone(&tiers.flights);
         let index = Index::new(name.clone(), geometry, roots, outermost, Arc::clone(&counters));
         let read_ahead = Mutex::default();
-        Self { name, index, tiers, counters, read_ahead }
+        Self { name, index, tiers, counters, read_ahead, watch: Watch { recorder: OnceLock::new(), plan } }
+    }
+
+    /// Has `recorder` take note of all reads from now on, as reads of the image of this number. The first one stays.
+    pub(crate) fn record(&self, recorder: &Arc<Recorder>, number: usize) {
+        self.watch.recorder.get_or_init(|| (Arc::clone(recorder), number));
     }
 
     /// The image's name in its package.
@@ -142,6 +158,7 @@ impl Image {
                     }
                     Step::Chunk(touch) => self.tiers.memory.get(&touch.chunk.digest).is_some_and(|plain| {
                         hits += 1;
+                        self.watch.chunk(touch.chunk);
                         touch.cut(&plain).map(|piece| out.push(piece)).is_some()
                     }),
                 })
@@ -154,6 +171,7 @@ impl Image {
         }
         // A stream goes on while it is answered from memory, or its next miss would look like a new one.
         self.follow(offset, end, false);
+        self.watch.read(offset, length);
         self.counters.read(length);
         self.counters.hits(hits);
         true
@@ -165,6 +183,7 @@ impl Image {
     /// [`Error`] when the read leaves the image or a chunk cannot be had.
     pub async fn read(&self, offset: u64, length: u64) -> Result<Vec<Piece>, Error> {
         self.check(offset, length)?;
+        self.watch.read(offset, length);
         let mut out = Vec::new();
         let mut at = offset;
         let end = offset + length;
@@ -233,16 +252,19 @@ impl Image {
         each_touch(leaf, at, stop, |step| {
             parts.push(match step {
                 Step::Zeros(zeros) => Part::Zeros(zeros),
-                Step::Chunk(touch) => match self.tiers.memory.get(&touch.chunk.digest) {
-                    Some(plain) => {
-                        self.counters.hits(1);
-                        Part::Here(plain, touch)
+                Step::Chunk(touch) => {
+                    self.watch.chunk(touch.chunk);
+                    match self.tiers.memory.get(&touch.chunk.digest) {
+                        Some(plain) => {
+                            self.counters.hits(1);
+                            Part::Here(plain, touch)
+                        }
+                        None => {
+                            wanted.push(want(touch.chunk));
+                            Part::Waiting(wanted.len() - 1, touch)
+                        }
                     }
-                    None => {
-                        wanted.push(want(touch.chunk));
-                        Part::Waiting(wanted.len() - 1, touch)
-                    }
-                },
+                }
             });
             true
         });
@@ -310,6 +332,22 @@ impl Image {
                 counters.chunk(&arrival.result, arrival.index >= demanded);
             }
         });
+    }
+}
+
+impl Watch {
+    /// Somebody reads `length` bytes at `offset`.
+    fn read(&self, offset: u64, length: u64) {
+        if let Some((recorder, number)) = self.recorder.get() {
+            recorder.touch(*number, offset, length);
+        }
+    }
+
+    /// Somebody reads from a chunk.
+    fn chunk(&self, chunk: &LeafChunk) {
+        if let Some(plan) = self.plan.get() {
+            plan.read(&chunk.digest);
+        }
     }
 }
 

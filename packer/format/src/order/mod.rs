@@ -219,14 +219,12 @@ mod tests {
 
     proptest! {
         #[test]
-        fn orders_survive(touches in touches(), frames in frames(), resume: bool) {
+        fn orders_survive(touches in touches(), frames in frames(), resume: bool, cut: usize) {
             let purpose = if resume { Purpose::Resume } else { Purpose::Boot };
             let order = Order { purpose, touches, frames };
             let bytes = order.encode();
             prop_assert_eq!(Order::decode(&bytes), Ok(order));
-            for cut in 0..bytes.len() {
-                prop_assert!(Order::decode(&bytes[..cut]).is_err());
-            }
+            prop_assert!(Order::decode(&bytes[..cut % bytes.len()]).is_err());
         }
 
         #[test]
