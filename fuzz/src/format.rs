@@ -228,7 +228,7 @@ pub fn catalogue(data: &[u8]) {
             let written = Trailer::decode(footer.last_chunk().unwrap(), builder_len(pack_len, length, &footer));
             assert_eq!(written.unwrap().digest, Digest::of(plain));
             assert!(
-                catalogue.entries().all(|(_, entry)| matches!(entry.kind, Kind::Chunk | Kind::Content | Kind::Layout))
+                catalogue.entries().all(|(_, entry)| matches!(entry.kind, Kind::Chunk | Kind::Content | Kind::Layout | Kind::Copy))
             );
         }
         Err(error) => assert_printable(&error),

@@ -77,6 +77,8 @@ impl Known {
                         self.places.push(Stored { pack, offset: offset as u32, stored_len: entry.stored_len });
                     }
                 }
+                // The chunk itself lies elsewhere, where its neighbours are.
+                Kind::Copy => {}
                 Kind::Content => content = Some((offset, entry)),
                 Kind::Layout => {
                     let Some((offset, node)) = content.take() else { continue };

@@ -4,7 +4,9 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use vmnetx_format::machine::MachineError;
-use vmnetx_format::{Digest, KeyError, LinkError, ManifestError, Name, PublicKey, SignatureError, TreeError};
+use vmnetx_format::{
+    Digest, KeyError, LinkError, ManifestError, Name, OrderError, PublicKey, RecordError, SignatureError, TreeError,
+};
 use vmnetx_store::dir::DirError;
 use vmnetx_store::failure::{Class, Told};
 
@@ -192,6 +194,18 @@ pub enum Error {
         /// What was asked for.
         version: Digest,
     },
+    /// A file is no record of a run.
+    #[error("read the record {}", path.display())]
+    Record {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        #[source]
+        source: RecordError,
+    },
+    /// An order would hold nothing.
+    #[error("no disk of the version holds anything where the record says that it was read")]
+    EmptyOrder,
     /// A repository has no such package.
     #[error("{} has no package {name}", repository.display())]
     NoSuchPackage {
@@ -282,6 +296,9 @@ pub enum Damage {
     /// It is no node.
     #[error(transparent)]
     Tree(#[from] TreeError),
+    /// It is no order.
+    #[error(transparent)]
+    Order(#[from] OrderError),
     /// It is not there.
     #[error("it is missing")]
     Missing,
@@ -335,6 +352,7 @@ impl Told for Error {
             Self::DomainFile { .. } | Self::DomainDisk { .. } => Class::Usage,
             Self::MachineFile { .. } | Self::DiskTooLarge { .. } | Self::Manifest(_) | Self::Link(_) => Class::Usage,
             Self::NoSuchPackage { .. } | Self::VersionName { .. } => Class::Usage,
+            Self::Record { .. } | Self::EmptyOrder => Class::Usage,
             Self::NoSuchDisk { .. } | Self::NoSuchVersion { .. } | Self::Exists(_) | Self::NoExportFile(_) => {
                 Class::Usage
             }
@@ -368,6 +386,8 @@ impl Told for Error {
             Self::DuplicateDisk(_) => "name each disk: --disk NAME=FILE".into(),
             Self::VersionName { .. } => "`vmnetx-pack log` lists the versions".into(),
             Self::NoSuchPackage { .. } => "`vmnetx-pack list` shows the packages".into(),
+            Self::Record { .. } => "record one with `vmnetx-nbd serve --record-order FILE` or `vmnetx rehearse`".into(),
+            Self::EmptyOrder => "is it the record of another package?".into(),
             Self::Exists(_) => "say --force to replace it".into(),
             Self::Damaged { .. } | Self::Object { .. } | Self::Version { .. } | Self::Lost { .. } => {
                 "`vmnetx-pack verify` finds all damage; bring it back from a mirror".into()

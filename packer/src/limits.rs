@@ -26,6 +26,12 @@ pub const REMOTE_READS: usize = 8;
 /// Bytes of one such read.
 pub const REMOTE_READ_BYTES: u64 = 2 << 20;
 
+/// Plain bytes of an order's frames that are compressed at the same time.
+pub const ORDER_BATCH_BYTES: u64 = 8 << 20;
+
+/// Frames of an earlier order stay where they are if no more than one of so many bytes is new.
+pub const ORDER_REUSE_PARTS: u64 = 8;
+
 /// Seconds for which `serve` lets requests end after it was told to stop.
 pub const SERVE_GRACE_S: u64 = 5;
 

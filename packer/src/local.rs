@@ -245,6 +245,23 @@ impl Packs {
         verified(&self.stored(place)?, plain_len, digest)
     }
 
+    /// Stored and plain bytes of a frame.
+    pub(crate) fn stored_frame(
+        &self,
+        place: &Place,
+        plain_len: u32,
+        digest: &Digest,
+    ) -> Result<(Vec<u8>, Vec<u8>), Damage> {
+        let stored = self.stored(place)?;
+        let plain = verified(&stored, plain_len, digest)?;
+        Ok((stored, plain))
+    }
+
+    /// Whether a pack is there.
+    pub(crate) fn has(&self, pack: &Digest) -> bool {
+        self.pack(pack).is_ok()
+    }
+
     fn stored(&self, place: &Place) -> Result<Vec<u8>, Damage> {
         let pack = self.pack(&place.pack)?;
         // A place comes from a damaged or foreign index perhaps: its length is bounded by its decoder.

@@ -1,6 +1,6 @@
 //! What web servers have to say of a repository's files: which of them may be cached for how long, and what they are.
 
-use vmnetx_format::{Digest, LINK_SUFFIX, Name, layout_path, manifest_path, pack_path};
+use vmnetx_format::{Digest, LINK_SUFFIX, Name, layout_path, manifest_path, order_path, pack_path};
 
 /// What a path names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -15,17 +15,17 @@ impl Media {
     /// What lies at a path of a URL, or nothing if no object can: hidden files, `tmp/` and strangers are not served.
     pub(crate) fn of_path(path: &str) -> Option<Self> {
         let path = path.strip_prefix('/')?;
-        let Some((folder, file)) = path.split_once('/') else {
+        let Some((folder, _)) = path.split_once('/') else {
             let name: Result<Name, _> = path.strip_suffix(LINK_SUFFIX)?.parse();
             return name.ok().map(|_| Self::Link);
         };
-        let (stem, suffix) = path.rsplit_once('/')?.1.split_once('.')?;
+        let (stem, _) = path.rsplit_once('/')?.1.split_once('.')?;
         let digest: Digest = stem.parse().ok()?;
         match folder {
             "manifests" => (path == manifest_path(&digest)).then_some(Self::Manifest),
             "layouts" => (path == layout_path(&digest)).then_some(Self::Binary),
             "packs" => (path == pack_path(&digest)).then_some(Self::Binary),
-            "orders" => (file == format!("{digest}.{suffix}")).then_some(Self::Binary),
+            "orders" => (path == order_path(&digest)).then_some(Self::Binary),
             _ => None,
         }
     }
@@ -58,7 +58,7 @@ mod tests {
             (manifest_path(&digest), Media::Manifest),
             (layout_path(&digest), Media::Binary),
             (pack_path(&digest), Media::Binary),
-            (format!("orders/{digest}.order"), Media::Binary),
+            (order_path(&digest), Media::Binary),
             ("debian.vmnetx".to_owned(), Media::Link),
         ] {
             assert_eq!(Media::of_path(&format!("/{path}")), Some(object), "{path}");

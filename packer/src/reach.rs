@@ -12,11 +12,11 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use rayon::prelude::*;
 use vmnetx_format::limits::LINK_BYTES_MAX;
-use vmnetx_format::{Digest, Link, Name, Version, layout_path, link_path, manifest_path};
+use vmnetx_format::{Digest, Link, Name, Version, layout_path, link_path, manifest_path, order_path};
 use vmnetx_store::dir::{DirError, RepositoryDir};
 
 use crate::local::{LEAF_BYTES, LeafNode, Leaves, LocalImage, NodeKey, Packs, images};
-use crate::{Damage, Error};
+use crate::{Damage, Error, order};
 
 /// What some links lead to.
 #[derive(Debug, Default)]
@@ -25,7 +25,11 @@ pub(crate) struct Reach {
     pub(crate) versions: Vec<ReachedVersion>,
     /// The packs that hold their chunks and indexes, as far as the indexes can be read.
     pub(crate) packs: HashSet<Digest>,
-    /// Links, manifests and layout objects that are not as they should be.
+    /// The orders of the versions.
+    pub(crate) orders: HashSet<Digest>,
+    /// The packs among `packs` that hold what orders store once more.
+    pub(crate) order_packs: HashSet<Digest>,
+    /// Links, manifests, layout objects and orders that are not as they should be.
     pub(crate) broken: Vec<Broken>,
     /// A part of an image whose nodes cannot be read, if there is one.
     lost: Option<Error>,
@@ -76,6 +80,7 @@ impl Reach {
         }
         let found = finder.found.into_inner().unwrap_or_else(PoisonError::into_inner);
         (reach.packs, reach.lost) = (found.packs, found.lost);
+        reach.packs.extend(&reach.order_packs);
         reach
     }
 
@@ -117,6 +122,14 @@ impl Reach {
                 Err((object, damage)) => self.broken(object, damage, Some((version.manifest, link.clone()))),
             }
             self.versions.push(ReachedVersion { link, version: version.clone(), whole });
+        }
+        let orders = link.versions().flat_map(|version| &version.orders);
+        for digest in orders.filter(|digest| self.orders.insert(**digest)).copied().collect::<Vec<_>>() {
+            match order::read(repository, &digest) {
+                Ok(order) => self.order_packs.extend(order.frames.iter().map(|frame| frame.place.pack)),
+                // Readers do without it.
+                Err(damage) => self.broken(order_path(&digest), damage, None),
+            }
         }
     }
 

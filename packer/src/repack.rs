@@ -69,7 +69,8 @@ pub fn repack(options: &RepackOptions, progress: &dyn Progress) -> Result<Repack
     let use_of = Use::read(repository, &reach)?;
     let mut report = RepackReport::default();
     let mut leaving = HashSet::new();
-    for pack in &reach.packs {
+    // What orders store once more has its own sequence.
+    for pack in reach.packs.difference(&reach.order_packs) {
         let (file, used) = (repository.pack(pack)?, use_of.bytes(pack));
         let frames: u64 = file.catalogue()?.entries().map(|(_, entry)| u64::from(entry.stored_len)).sum();
         report.packs.add(file.len());

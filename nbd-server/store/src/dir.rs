@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use vmnetx_format::limits::{LAYOUT_BYTES_MAX, LINK_BYTES_MAX, MANIFEST_BYTES_MAX, PACK_BYTES_MAX};
 use vmnetx_format::{
     Catalogue, Digest, Envelope, LINK_SUFFIX, LinkError, Manifest, ManifestError, Name, PackBuilder, PackError,
-    Trailer, Version, layout_path, link_path, manifest_path, pack_path,
+    Trailer, Version, layout_path, link_path, manifest_path, order_path, pack_path,
 };
 
 use crate::failure::{Class, Told};
@@ -320,6 +320,18 @@ impl RepositoryDir {
     pub fn layouts(&self) -> Result<Listing, DirError> {
         let mut listing = Listing::default();
         self.list("layouts", ".layout", layout_path, &mut listing)?;
+        Ok(listing.sorted())
+    }
+
+    /// The orders that are there; a repository that was made before there were orders has no folder for them.
+    ///
+    /// # Errors
+    /// [`DirError::Io`].
+    pub fn orders(&self) -> Result<Listing, DirError> {
+        let mut listing = Listing::default();
+        if self.root.join("orders").is_dir() {
+            self.list("orders", ".order", order_path, &mut listing)?;
+        }
         Ok(listing.sorted())
     }
 

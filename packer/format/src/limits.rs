@@ -61,6 +61,9 @@ pub const ORDER_BYTES_MAX: u64 = 16 << 20;
 /// Touches of an order or of a record.
 pub const ORDER_TOUCHES_MAX: u32 = 1 << 20;
 
+/// Blocks that the touches of an order or of a record have together: 16 GiB.
+pub const ORDER_BLOCKS_MAX: u64 = 1 << 22;
+
 /// Frames of an order.
 pub const ORDER_FRAMES_MAX: u32 = 1 << 18;
 

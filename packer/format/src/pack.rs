@@ -20,6 +20,8 @@ pub enum Kind {
     Content,
     /// A node of a layout tree.
     Layout,
+    /// A chunk or a node that is stored elsewhere too, and here for an order: layouts do not lead to it.
+    Copy,
 }
 
 /// One frame of a pack.
@@ -86,6 +88,7 @@ impl Kind {
             Self::Chunk => 0,
             Self::Content => 1,
             Self::Layout => 2,
+            Self::Copy => 3,
         }
     }
 }
@@ -253,6 +256,7 @@ impl Catalogue {
                 [0] => Kind::Chunk,
                 [1] => Kind::Content,
                 [2] => Kind::Layout,
+                [3] => Kind::Copy,
                 _ => return Err(WireError::Tag),
             };
             let plain_len = reader.bounded_u32("a frame's plain length", FRAME_PLAIN_BYTES_MAX)?;
@@ -299,7 +303,7 @@ mod tests {
     proptest! {
         #[test]
         fn describes_itself(frames in proptest::collection::vec(
-            (prop::sample::select(vec![Kind::Chunk, Kind::Content, Kind::Layout]),
+            (prop::sample::select(vec![Kind::Chunk, Kind::Content, Kind::Layout, Kind::Copy]),
              proptest::collection::vec(0_u8..9, 1..5000)), 0..20),
         ) {
             let (file, digest) = pack(&frames);

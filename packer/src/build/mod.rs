@@ -14,16 +14,19 @@ use serde::Serialize;
 use url::Url;
 use vmnetx_format::limits::DISKS_MAX;
 use vmnetx_format::machine::Machine;
-use vmnetx_format::{Chunker, Digest, Disk, Envelope, Manifest, Name, PublicKey, Title};
+use vmnetx_format::{Chunker, Digest, Disk, Envelope, Manifest, Name, PublicKey, Roots, Title};
 use vmnetx_store::dir::{Publisher, RepositoryDir, Wait};
 
 use self::inputs::Inputs;
 pub use self::inputs::{BaseOptions, DiskReport};
+pub(crate) use self::pipeline::Compressors;
 use self::pipeline::{Input, Job};
 pub(crate) use self::relayout::{Relay, relayout};
 use crate::catalogue::Known;
 use crate::disk::DiskFile;
-use crate::{Error, Progress, Signing};
+use crate::local::LocalImage;
+use crate::order::{self, Lay};
+use crate::{Error, OrderChoice, OrderReport, Progress, Signing};
 
 /// zstd level of chunks unless the publisher says otherwise; `docs/decisions/` has the measurement.
 pub const LEVEL_DEFAULT: i32 = 4;
@@ -53,6 +56,10 @@ pub struct BuildOptions {
     pub keep: Option<usize>,
     /// zstd level of chunks, 1 to 22.
     pub level: i32,
+    /// The order that the version gets.
+    pub order: OrderChoice,
+    /// zstd level of what an order stores; nothing for the usual one.
+    pub order_level: Option<i32>,
     /// Who signs the link.
     pub signing: Signing,
     /// Whether to wait for another publisher.
@@ -93,8 +100,11 @@ pub struct BuildReport {
     pub new_chunks: u64,
     /// Plain bytes of those.
     pub new_bytes: u64,
-    /// Bytes of packs, manifest and layout that were written.
+    /// Bytes of packs, manifest and layout that were written, without those for the order.
     pub written_bytes: u64,
+    /// The order that the version has: what it stores once more, and what of that was written now.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub order: Option<OrderReport>,
 }
 
 /// Publishes a version of a package.
@@ -154,7 +164,18 @@ fn publish_inputs(
         chunker: disk.chunker,
     });
     let manifest = Manifest::new(machine, manifest_disks.collect(), None)?;
-    publish::publish(publisher, options, before, &manifest, built, reports)
+    let image = |(disk, roots): (&Input, &Roots)| LocalImage {
+        name: disk.name.clone(),
+        geometry: disk.source.geometry(),
+        roots: roots.clone(),
+    };
+    let images: Vec<LocalImage> = disks.iter().zip(&built.images).map(image).collect();
+    let lay = Lay { publisher, images: &images, level: options.order_level, earlier: &[], progress };
+    // The version may be there already, and then has its own order.
+    let link = before.as_ref().map(|envelope| &envelope.link);
+    let followed = link.map(|link| link.version(&Digest::of(&manifest.encode())).unwrap_or(&link.current));
+    let order = order::of_build(&options.order, &lay, &manifest, followed)?;
+    publish::publish(publisher, options, before, &manifest, built, publish::Made { disks: reports, order })
 }
 
 /// Checks the names of the disks in their order, and whether the machine has just these.

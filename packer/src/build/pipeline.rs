@@ -111,13 +111,17 @@ impl<T> InOrder<T> {
 }
 
 /// Compressors that are not in use, so that there is about one for each thread.
-struct Compressors {
+pub(crate) struct Compressors {
     level: i32,
     free: Mutex<Vec<Compressor>>,
 }
 
 impl Compressors {
-    fn encode(&self, plain: &[u8]) -> Result<Vec<u8>, Error> {
+    pub(crate) const fn new(level: i32) -> Self {
+        Self { level, free: Mutex::new(Vec::new()) }
+    }
+
+    pub(crate) fn encode(&self, plain: &[u8]) -> Result<Vec<u8>, Error> {
         let free = || self.free.lock().unwrap_or_else(PoisonError::into_inner);
         let taken = free().pop();
         let mut compressor = match taken {
@@ -152,7 +156,7 @@ pub(super) fn run(job: &Job<'_>, mut known: Known) -> Result<Built, Error> {
             let events = events.clone();
             move || read_all(job.disks, &events, &free_buffers)
         });
-        let compressors = Compressors { level: job.level, free: Mutex::default() };
+        let compressors = Compressors::new(job.level);
         let decided = rayon::in_place_scope(|tasks| {
             let mut decider = Decider { chunks, counts: Counts::default() };
             decider.run(job, tasks, &compressors, (events, incoming), ready)

@@ -5,9 +5,16 @@ use vmnetx_store::dir::Publisher;
 
 use super::pipeline::Built;
 use super::{BuildOptions, BuildReport, DiskReport};
-use crate::Error;
 use crate::prune::unix_s;
 use crate::versions::{keep, succeed};
+use crate::{Error, OrderReport};
+
+/// What else was made for the version.
+pub(super) struct Made {
+    /// What each disk was read from.
+    pub(super) disks: Vec<DiskReport>,
+    pub(super) order: Option<OrderReport>,
+}
 
 /// Writes manifest and layout object and replaces the link, unless it says all of that already.
 pub(super) fn publish(
@@ -16,7 +23,7 @@ pub(super) fn publish(
     before: Option<Envelope>,
     manifest: &Manifest,
     Built { images, counts }: Built,
-    disks: Vec<DiskReport>,
+    Made { disks, order }: Made,
 ) -> Result<BuildReport, Error> {
     let manifest_bytes = manifest.encode();
     let layout_bytes = LayoutObject { images }.encode();
@@ -25,7 +32,7 @@ pub(super) fn publish(
         manifest_bytes: manifest_bytes.len() as u64,
         layout: Digest::of(&layout_bytes),
         layout_bytes: layout_bytes.len() as u64,
-        orders: Vec::new(),
+        orders: order.iter().map(|order| order.order).collect(),
         published_unix_s: unix_s(),
         pinned: false,
     };
@@ -62,6 +69,7 @@ pub(super) fn publish(
         new_chunks: counts.new_chunks,
         new_bytes: counts.new_bytes,
         written_bytes,
+        order,
     })
 }
 
@@ -81,7 +89,7 @@ fn next_link(options: &BuildOptions, old: Option<&Link>, version: Version) -> Li
         retained: Vec::new(),
     };
     let Some(old) = old else { return fresh(version) };
-    let same = |a: &Version, b: &Version| a.manifest == b.manifest && a.layout == b.layout;
+    let same = |a: &Version, b: &Version| a.manifest == b.manifest && a.layout == b.layout && a.orders == b.orders;
     if same(&old.current, &version) && old.title == title && old.repositories == repositories {
         return old.clone();
     }

@@ -2,12 +2,14 @@
 
 use std::collections::HashMap;
 
-use vmnetx_format::{Digest, Envelope, LayoutObject, Link, Manifest, Name, Roots, Version, layout_path};
+use vmnetx_format::{Digest, Envelope, Geometry, LayoutObject, Link, Manifest, Name, Roots, Version, layout_path};
 use vmnetx_store::dir::Publisher;
 
 use super::pipeline::{self, Input, Job};
 use crate::catalogue::Known;
 use crate::disk::Relaid;
+use crate::local::LocalImage;
+use crate::order::{self, Lay};
 use crate::{Error, Progress, Signing};
 
 /// A version that is to be laid out anew.
@@ -65,11 +67,12 @@ pub(crate) fn relayout(
     for (version, manifest, count) in versions {
         let roots: Vec<Roots> = images.by_ref().take(count).collect();
         check(&manifest, &version, &roots)?;
+        let orders = lay_orders(publisher, &manifest, &version, &roots, progress)?;
         let layout = LayoutObject { images: roots }.encode();
         let (digest, layout_bytes) = (Digest::of(&layout), layout.len() as u64);
         publisher.put(&layout_path(&digest), &digest, &layout)?;
         let key = (version.manifest, version.layout);
-        laid.versions.insert(key, Version { layout: digest, layout_bytes, ..version });
+        laid.versions.insert(key, Version { layout: digest, layout_bytes, orders, ..version });
     }
     Ok(laid)
 }
@@ -101,13 +104,39 @@ impl Laid {
     fn link(&self, old: &Link) -> Link {
         let laid = |version: &Version| match self.versions.get(&(version.manifest, version.layout)) {
             // All else that the link says of the version is the link's own.
-            Some(new) => Version { layout: new.layout, layout_bytes: new.layout_bytes, ..version.clone() },
+            Some(new) => Version {
+                layout: new.layout,
+                layout_bytes: new.layout_bytes,
+                orders: new.orders.clone(),
+                ..version.clone()
+            },
             None => version.clone(),
         };
         let new =
             Link { current: laid(&old.current), retained: old.retained.iter().map(laid).collect(), ..old.clone() };
         if new == *old { new } else { Link { serial: old.serial.saturating_add(1), ..new } }
     }
+}
+
+/// The version's orders for its new layout: they bring index nodes, too.
+fn lay_orders(
+    publisher: &Publisher,
+    manifest: &Manifest,
+    version: &Version,
+    roots: &[Roots],
+    progress: &dyn Progress,
+) -> Result<Vec<Digest>, Error> {
+    if version.orders.is_empty() {
+        return Ok(Vec::new());
+    }
+    let shapes = manifest.images()?;
+    let image = |((geometry, _), roots): (&(Geometry, Digest), &Roots)| LocalImage {
+        name: version.manifest.to_string(),
+        geometry: *geometry,
+        roots: roots.clone(),
+    };
+    let images: Vec<LocalImage> = shapes.iter().zip(roots).map(image).collect();
+    order::relay(&Lay { publisher, images: &images, level: None, earlier: &[], progress }, version)
 }
 
 /// Whether the content is what the manifest says: another publisher may have cut otherwise than it has noted.

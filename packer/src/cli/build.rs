@@ -12,10 +12,13 @@ use vmnetx_store::size::parse_size_bytes;
 
 use super::common::{ReportArgs, WaitArgs};
 use super::domain;
+use super::order;
 use super::output::{put, shown_bytes};
 use super::sign::SigningArgs;
 use crate::domain::{Description, DiskFiles, DropPath};
-use crate::{BaseOptions, BuildOptions, BuildReport, DiskFile, DiskFormat, Error, LEVEL_DEFAULT, VersionName, build};
+use crate::{
+    BaseOptions, BuildOptions, BuildReport, DiskFile, DiskFormat, Error, LEVEL_DEFAULT, OrderChoice, VersionName, build,
+};
 
 /// The machine of a package whose publisher names none.
 const DEFAULT_MACHINE: &str = include_str!("../../../qemu-configs/default.toml");
@@ -73,6 +76,16 @@ pub(super) struct Args {
     /// The zstd level of chunks.
     #[arg(long, value_name = "LEVEL", default_value_t = LEVEL_DEFAULT, value_parser = clap::value_parser!(i32).range(1..=22))]
     level: i32,
+    /// Store what a boot reads once more, in the order in which it reads it, so that readers can fetch it ahead: a record
+    /// of `vmnetx-nbd serve --record-order`. Several are merged. Without it the version gets the order of the one before.
+    #[arg(long, value_name = "FILE", conflicts_with = "no_order", num_args = 1..)]
+    order: Vec<PathBuf>,
+    /// Publish without an order, also if the version before has one.
+    #[arg(long)]
+    no_order: bool,
+    /// The zstd level of what the order stores [default: 19]
+    #[arg(long, value_name = "LEVEL", value_parser = clap::value_parser!(i32).range(1..=22))]
+    order_level: Option<i32>,
     #[command(flatten)]
     signing: SigningArgs,
     #[command(flatten)]
@@ -133,6 +146,12 @@ fn options(args: Args) -> Result<(BuildOptions, Option<Description>), Error> {
         chunker: chunker.map_err(|error| Error::Usage(error.to_string()))?,
         keep: args.keep,
         level: args.level,
+        order: match (args.no_order, args.order) {
+            (true, _) => OrderChoice::None,
+            (false, files) if files.is_empty() => OrderChoice::Inherit,
+            (false, files) => OrderChoice::Records(files),
+        },
+        order_level: args.order_level,
         signing: args.signing.signing()?,
         wait: args.wait.wait(),
     };
@@ -232,4 +251,7 @@ fn print(report: &BuildReport) {
     put(&format!("disks     {data} of data, {zero} of zeros{kept}"));
     put(&format!("chunks    {chunks}, of them {new_chunks} new ({new})"));
     put(&format!("written   {written}"));
+    if let Some(order) = &report.order {
+        order::print(order);
+    }
 }

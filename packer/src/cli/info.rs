@@ -5,7 +5,7 @@ use vmnetx_store::trust::TrustArgs;
 
 use super::output::{put, put_json, shown_bytes, shown_time};
 use super::progress::Shown;
-use crate::{DiskInfo, Error, PackageInfo, SignatureInfo, info};
+use crate::{DiskInfo, Error, OrderInfo, PackageInfo, SignatureInfo, info};
 
 /// Describe the package that LINK names: its versions, machine and disks.
 #[derive(Debug, clap::Args)]
@@ -57,6 +57,13 @@ fn print(found: &PackageInfo) {
             format!(", {data} of data in {} chunks, {packed} compressed", stored.chunks)
         });
         put(&format!("disk      {name}: {}{stored}", shown_bytes(*size_bytes)));
+    }
+    for order in &found.orders {
+        let OrderInfo { touches, frames, stored_bytes, .. } = order;
+        put(&format!(
+            "order     {touches} touches, {frames} chunks and nodes, {} stored once more",
+            shown_bytes(*stored_bytes)
+        ));
     }
     for line in found.machine.to_toml().lines() {
         put(&format!("machine   {line}"));

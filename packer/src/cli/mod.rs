@@ -10,6 +10,7 @@ mod info;
 mod keygen;
 mod list;
 mod log;
+mod order;
 mod output;
 mod progress;
 mod prune;
@@ -49,6 +50,7 @@ enum Command {
     Rollback(rollback::Args),
     Retain(retain::Args),
     Prune(prune::Args),
+    Order(order::Args),
     Repack(repack::Args),
     Repair(repair::Args),
     Verify(verify::Args),
@@ -86,6 +88,7 @@ pub fn run(args: Args) -> Result<(), Error> {
         Command::Rollback(args) => rollback::run(args),
         Command::Retain(args) => retain::run(args),
         Command::Prune(args) => prune::run(args),
+        Command::Order(args) => order::run(args),
         Command::Repack(args) => repack::run(args),
         Command::Repair(args) => repair::run(args),
         Command::Verify(args) => verify::run(&args),

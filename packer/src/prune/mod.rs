@@ -15,7 +15,7 @@ use std::path::PathBuf;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::Serialize;
-use vmnetx_format::{Digest, layout_path, manifest_path, pack_path};
+use vmnetx_format::{Digest, layout_path, manifest_path, order_path, pack_path};
 use vmnetx_store::dir::{Publisher, RepositoryDir, Tombstones, Wait};
 
 use crate::reach::Reach;
@@ -152,6 +152,7 @@ fn objects(repository: &RepositoryDir, reach: &Reach) -> Result<Vec<(String, boo
     Ok([
         kind(repository.manifests()?.objects, &manifests, manifest_path),
         kind(repository.layouts()?.objects, &layouts, layout_path),
+        kind(repository.orders()?.objects, &reach.orders, order_path),
         kind(repository.packs()?.objects, &reach.packs, pack_path),
     ]
     .concat())

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashSet};
 use std::time::Duration;
 
-use vmnetx_format::{LINK_SUFFIX, Name, layout_path, manifest_path, pack_path};
+use vmnetx_format::{LINK_SUFFIX, Name, layout_path, manifest_path, order_path, pack_path};
 use vmnetx_store::dir::RepositoryDir;
 
 use super::bucket::{Bucket, StoredLink};
@@ -95,6 +95,7 @@ fn objects_here(repository: &RepositoryDir) -> Result<HashSet<String>, Error> {
     let packs = repository.packs()?.objects;
     let layouts = repository.layouts()?.objects;
     let manifests = repository.manifests()?.objects;
-    let paths = packs.iter().map(pack_path);
-    Ok(paths.chain(layouts.iter().map(layout_path)).chain(manifests.iter().map(manifest_path)).collect())
+    let orders = repository.orders()?.objects;
+    let paths = packs.iter().map(pack_path).chain(layouts.iter().map(layout_path));
+    Ok(paths.chain(manifests.iter().map(manifest_path)).chain(orders.iter().map(order_path)).collect())
 }

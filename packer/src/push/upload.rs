@@ -13,7 +13,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::{JoinSet, spawn_blocking};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
-use vmnetx_format::{Digest, Hasher, layout_path, manifest_path, pack_path};
+use vmnetx_format::{Digest, Hasher, layout_path, manifest_path, order_path, pack_path};
 use vmnetx_store::dir::{DirError, RepositoryDir};
 
 use super::PushError;
@@ -51,7 +51,8 @@ pub(super) fn needed(repository: &RepositoryDir, reach: &Reach) -> Result<Vec<Ob
     let packs = reach.packs.iter().map(|digest| (pack_path(digest), Media::Binary, *digest));
     let layouts = reach.layouts().into_iter().map(|digest| (layout_path(&digest), Media::Binary, digest));
     let manifests = reach.manifests().into_iter().map(|digest| (manifest_path(&digest), Media::Manifest, digest));
-    let objects = packs.chain(layouts).chain(manifests).map(|(path, media, digest)| {
+    let orders = reach.orders.iter().map(|digest| (order_path(digest), Media::Binary, *digest));
+    let objects = packs.chain(layouts).chain(manifests).chain(orders).map(|(path, media, digest)| {
         let file = repository.root().join(&path);
         match std::fs::metadata(&file) {
             Ok(metadata) => Ok(Object { path, bytes: metadata.len(), media, digest }),

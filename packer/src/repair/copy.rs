@@ -2,8 +2,8 @@
 
 use std::collections::HashSet;
 
-use vmnetx_format::limits::{LAYOUT_BYTES_MAX, LINK_BYTES_MAX, MANIFEST_BYTES_MAX};
-use vmnetx_format::{Digest, Envelope, Hasher, Name, layout_path, link_path, manifest_path, pack_path};
+use vmnetx_format::limits::{LAYOUT_BYTES_MAX, LINK_BYTES_MAX, MANIFEST_BYTES_MAX, ORDER_BYTES_MAX};
+use vmnetx_format::{Digest, Envelope, Hasher, Name, layout_path, link_path, manifest_path, order_path, pack_path};
 use vmnetx_store::dir::{DirError, PackFile, Publisher, RepositoryDir};
 use vmnetx_store::failure::{Class, Told, describe};
 
@@ -83,6 +83,10 @@ impl<'a> Copies<'a> {
                 repository.layout(version),
                 report,
             )?;
+        }
+        for order in &reach.orders {
+            let here = repository.verified(&order_path(order), ORDER_BYTES_MAX, order);
+            self.copy(&order_path(order), order, ORDER_BYTES_MAX, here, report)?;
         }
         // Also those that nothing leads to, as far as can be seen now: what is packed again counts on what they hold.
         let all: HashSet<Digest> = reach.packs.iter().copied().chain(repository.packs()?.objects).collect();

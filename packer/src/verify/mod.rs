@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
 use serde::Serialize;
-use vmnetx_format::{Digest, LINK_SUFFIX, Name, layout_path, manifest_path, pack_path};
+use vmnetx_format::{Digest, LINK_SUFFIX, Name, layout_path, manifest_path, order_path, pack_path};
 use vmnetx_store::dir::{DirError, Listing, RepositoryDir};
 
 pub use self::depth::Depth;
@@ -129,7 +129,7 @@ pub fn verify_repository(
     let findings = Findings::default();
     let names = repository.links()?;
     let reach = Reach::read(repository, &names);
-    let listed = [repository.packs()?, repository.manifests()?, repository.layouts()?];
+    let listed = [repository.packs()?, repository.manifests()?, repository.layouts()?, repository.orders()?];
     // What is about to be removed, and leads to nothing, may be damaged: it is told of as unreferenced.
     let tombstones = repository.tombstones()?;
     let stays = |pack: &&Digest| tombstones.since_unix_s(&pack_path(pack)).is_none();
@@ -186,13 +186,14 @@ fn check(
     report
 }
 
-fn unreferenced(reach: &Reach, [packs, manifests, layouts]: &[Listing; 3]) -> Vec<String> {
+fn unreferenced(reach: &Reach, [packs, manifests, layouts, orders]: &[Listing; 4]) -> Vec<String> {
     let free = |listing: &Listing, named: &HashSet<Digest>, path: fn(&Digest) -> String| -> Vec<String> {
         listing.objects.iter().filter(|digest| !named.contains(digest)).map(path).collect()
     };
     [
         free(manifests, &reach.manifests(), manifest_path),
         free(layouts, &reach.layouts(), layout_path),
+        free(orders, &reach.orders, order_path),
         free(packs, &reach.packs, pack_path),
     ]
     .concat()

@@ -8,10 +8,9 @@ use crate::Error;
 /// The versions of a link whose next current version is `current`: those before it are retained, newest first.
 ///
 /// The same manifest is the same version: published again, perhaps with another layout, it takes its own place, and it is
-/// never retained beside itself. Its date, its orders and whether it is pinned belong to it, whatever its layout.
+/// never retained beside itself. Its date and whether it is pinned belong to it, whatever its layout.
 pub(crate) fn succeed(old: &Link, mut current: Version) -> (Version, Vec<Version>) {
     if let Some(twin) = old.version(&current.manifest) {
-        current.orders.clone_from(&twin.orders);
         current.published_unix_s = twin.published_unix_s;
         current.pinned = twin.pinned;
     }
@@ -28,7 +27,7 @@ pub(super) fn roll_back(link: &Link, to: &Digest) -> Link {
 
 /// Pins and unpins versions.
 pub(super) fn pin(mut link: Link, pin: &[Digest], unpin: &[Digest]) -> Link {
-    for version in std::iter::once(&mut link.current).chain(&mut link.retained) {
+    for version in link.versions_mut() {
         version.pinned = (version.pinned || pin.contains(&version.manifest)) && !unpin.contains(&version.manifest);
     }
     link
@@ -122,10 +121,9 @@ mod tests {
     fn what_belongs_to_a_version_stays_with_it() {
         let mut old = link(&[2, 1]);
         old.retained[0].pinned = true;
-        old.retained[0].orders = vec![Digest::of(b"order")];
         let again = Version { published_unix_s: 77, layout: Digest::of(b"new"), ..version(1) };
         let (current, _) = succeed(&old, again);
-        assert!(current.pinned && current.orders.len() == 1 && current.published_unix_s == 1);
+        assert!(current.pinned && current.published_unix_s == 1);
         assert_eq!(current.layout, Digest::of(b"new"));
     }
 

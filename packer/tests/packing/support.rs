@@ -10,8 +10,8 @@ use tempfile::TempDir;
 use vmnetx_format::machine::Machine;
 use vmnetx_format::{BLOCK_BYTES, Chunker};
 use vmnetx_pack::{
-    BuildOptions, BuildReport, Depth, DiskFile, ExportOptions, Output, Signing, Silent, VerifyReport, build, export,
-    verify_repository,
+    BuildOptions, BuildReport, Depth, DiskFile, ExportOptions, OrderChoice, Output, Signing, Silent, VerifyReport,
+    build, export, verify_repository,
 };
 use vmnetx_store::dir::{RepositoryDir, Wait};
 use vmnetx_store::trust::Trust;
@@ -74,6 +74,8 @@ impl Scene {
             chunker: None,
             keep: None,
             level: 1,
+            order: OrderChoice::Inherit,
+            order_level: None,
             signing: Signing::default(),
             wait: Wait::No,
         }

@@ -156,6 +156,7 @@ impl Publisher {
             let mut unsynced = self.unsynced();
             unsynced.extend(folders.map(|(name, _)| packs.join(name)));
             unsynced.extend(["manifests", "layouts", "packs"].map(|folder| self.repository.root.join(folder)));
+            unsynced.extend(Some(self.repository.root.join("orders")).filter(|folder| folder.is_dir()));
         }
         Ok(())
     }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use moka::policy::EvictionPolicy;
-use vmnetx_format::limits::{INNER_FANOUT, SMALL_INDEX_BYTES_MAX};
+use vmnetx_format::limits::INNER_FANOUT;
 use vmnetx_format::{
     ContentInner, ContentLeaf, Digest, Geometry, LayoutInner, LayoutLeaf, LeafChunk, NodePlace, Roots, TreeError,
 };
@@ -109,7 +109,7 @@ impl Index {
     /// Fetches the whole index with one request if it is small and lies in one piece; returns at once.
     pub(super) fn warm(&self) {
         let inner = Arc::clone(&self.0);
-        if inner.is_small() {
+        if inner.roots.is_small_index(inner.geometry) {
             tokio::spawn(async move {
                 if let Err(error) = inner.fetch_all().await {
                     // Whoever needs a leaf tries again and then tells.
@@ -176,16 +176,6 @@ impl Inner {
         let leaf = Arc::new(Leaf { chunks: chunks.into() });
         self.leaves.insert(number, Arc::clone(&leaf));
         Ok(leaf)
-    }
-
-    fn is_small(&self) -> bool {
-        let places = self.roots.layout.children();
-        let Some(first) = places.first() else { return false };
-        let stored = |place: &NodePlace| u64::from(place.content_stored_len) + u64::from(place.layout_stored_len);
-        let start = places.iter().map(|place| place.offset).min().unwrap_or(0);
-        let end = places.iter().map(|place| place.offset.saturating_add(stored(place))).max().unwrap_or(0);
-        let one_pack = places.iter().all(|place| place.pack == first.pack);
-        !self.geometry.has_inner() && one_pack && end - start <= SMALL_INDEX_BYTES_MAX
     }
 
     async fn fetch_all(&self) -> Result<(), Error> {

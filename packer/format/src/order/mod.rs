@@ -1,9 +1,11 @@
 //! Orders: in which sequence a boot or a resume first touches its images, and what is to be fetched ahead of the next one.
 
+mod merge;
 mod record;
 
 use crate::limits::{
-    FRAME_PLAIN_BYTES_MAX, IMAGE_BYTES_MAX, ORDER_BYTES_MAX, ORDER_FRAMES_MAX, ORDER_TOUCHES_MAX, RAM_BLOCKS_MAX,
+    FRAME_PLAIN_BYTES_MAX, IMAGE_BYTES_MAX, ORDER_BLOCKS_MAX, ORDER_BYTES_MAX, ORDER_FRAMES_MAX, ORDER_TOUCHES_MAX,
+    RAM_BLOCKS_MAX,
 };
 use crate::tree::Packs;
 use crate::wire::{Reader, WireError, put_varint, put_zigzag};
@@ -141,7 +143,7 @@ fn read_touches(reader: &mut Reader<'_>) -> Result<Vec<Touch>, WireError> {
     let count = reader.bounded_u32("the number of touches", ORDER_TOUCHES_MAX)?;
     let mut touches = Vec::new();
     let mut ends = Ends::default();
-    let mut after_ms = 0_u64;
+    let (mut after_ms, mut all_blocks) = (0_u64, 0_u64);
     for _ in 0..count {
         let image = reader.bounded_u32("an image's number", IMAGES_MAX - 1)?;
         let end = ends.of(image);
@@ -150,6 +152,10 @@ fn read_touches(reader: &mut Reader<'_>) -> Result<Vec<Touch>, WireError> {
         *end = first_block.saturating_add(blocks.into());
         if *end > BLOCKS_MAX {
             return Err(WireError::TooLarge { what: "the end of a touch", value: *end, max: BLOCKS_MAX });
+        }
+        all_blocks += u64::from(blocks);
+        if all_blocks > ORDER_BLOCKS_MAX {
+            return Err(WireError::TooLarge { what: "the number of blocks", value: all_blocks, max: ORDER_BLOCKS_MAX });
         }
         let later_ms = reader.bounded("a time", u64::MAX - after_ms)?;
         after_ms += later_ms;

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::{BLOCKS_MAX, Purpose};
-use crate::limits::{ORDER_TOUCHES_MAX, RAM_BLOCK_NAME_BYTES_MAX, RECORD_BYTES_MAX};
+use crate::limits::{ORDER_BLOCKS_MAX, ORDER_TOUCHES_MAX, RAM_BLOCK_NAME_BYTES_MAX, RECORD_BYTES_MAX};
 use crate::{Digest, FORMAT_NUMBER, json};
 
 /// Which blocks one run of a version touched first, and when.
@@ -113,7 +113,7 @@ impl Record {
     }
 
     fn check(&self) -> Result<(), RecordError> {
-        let mut before_ms = 0;
+        let (mut before_ms, mut blocks) = (0, 0);
         for (index, touch) in self.touches.iter().enumerate() {
             let wrong = |problem| RecordError::Touch { number: index + 1, problem };
             let name = touch.image.as_bytes();
@@ -127,6 +127,10 @@ impl Record {
                 return Err(wrong("goes back in time"));
             }
             before_ms = touch.after_ms;
+            blocks += u64::from(touch.blocks);
+            if blocks > ORDER_BLOCKS_MAX {
+                return Err(wrong("is of one block too many"));
+            }
         }
         if self.touches.len() > ORDER_TOUCHES_MAX as usize {
             return Err(RecordError::Touch { number: self.touches.len(), problem: "is one too many" });

@@ -1,8 +1,8 @@
 //! The layout object: the root nodes of both trees of every image of a package, so that reading starts with one request.
 
-use super::{ContentInner, Geometry, LayoutInner, TreeError};
+use super::{ContentInner, Geometry, LayoutInner, NodePlace, TreeError};
 use crate::Digest;
-use crate::limits::{DISKS_MAX, LAYOUT_BYTES_MAX, RAM_BLOCKS_MAX};
+use crate::limits::{DISKS_MAX, LAYOUT_BYTES_MAX, RAM_BLOCKS_MAX, SMALL_INDEX_BYTES_MAX};
 use crate::wire::{Reader, WireError, put_varint};
 
 const TAG: &[u8] = b"VMNXLAY0";
@@ -23,6 +23,21 @@ pub struct Roots {
 pub struct LayoutObject {
     /// One pair for each image.
     pub images: Vec<Roots>,
+}
+
+impl Roots {
+    /// Whether the whole index of an image of this shape is to be fetched with one request: it is small and its leaves lie
+    /// in one piece.
+    #[must_use]
+    pub fn is_small_index(&self, geometry: Geometry) -> bool {
+        let places = self.layout.children();
+        let Some(first) = places.first() else { return false };
+        let stored = |place: &NodePlace| u64::from(place.content_stored_len) + u64::from(place.layout_stored_len);
+        let start = places.iter().map(|place| place.offset).min().unwrap_or(0);
+        let end = places.iter().map(|place| place.offset.saturating_add(stored(place))).max().unwrap_or(0);
+        let one_pack = places.iter().all(|place| place.pack == first.pack);
+        !geometry.has_inner() && one_pack && end - start <= SMALL_INDEX_BYTES_MAX
+    }
 }
 
 impl LayoutObject {

@@ -56,7 +56,7 @@ fn a_bucket_is_read_like_any_web_server() {
     let report = pushed(&scene, &proxy.endpoint(), &[]);
     assert_eq!((&report["uploaded_objects"], &report["links"][0]["changed"]), (&0.into(), &false.into()));
     let requests: Vec<_> = proxy.seen().iter().map(|seen| seen.method.clone()).collect();
-    assert_eq!(requests, ["GET"; 4]);
+    assert_eq!(requests, ["GET"; 5]);
 
     // The next version costs what is new.
     let second = [first, noise(2, 1 << 20)].concat();
