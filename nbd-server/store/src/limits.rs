@@ -75,11 +75,20 @@ pub const DISK_QUEUE_BYTES_MAX: u64 = 64 << 20;
 /// Sequential streams of reads that are followed at once in one image.
 pub const STREAMS_MAX: usize = 16;
 
-/// Bytes ahead of a stream that are fetched when it is first seen.
-pub const READ_AHEAD_BYTES_MIN: u64 = 32 << 10;
+/// Bytes ahead of a stream that are fetched when it is first seen, until the origin's line is known.
+pub const READ_AHEAD_FIRST_BYTES: u64 = 128 << 10;
 
-/// Bytes ahead of a stream that are fetched at most.
-pub const READ_AHEAD_BYTES_MAX: u64 = 2 << 20;
+/// The least of them on any line.
+pub const READ_AHEAD_FIRST_BYTES_MIN: u64 = 32 << 10;
+
+/// The most of them on any line.
+pub const READ_AHEAD_FIRST_BYTES_MAX: u64 = 512 << 10;
+
+/// Bytes ahead of a stream that are fetched along with what a reader waits for.
+pub const READ_AHEAD_BYTES_MAX: u64 = 512 << 10;
+
+/// Bytes ahead of a long stream.
+pub const READ_AHEAD_STREAM_BYTES_MAX: u64 = 4 << 20;
 
 /// Stored bytes of one request of an order's replay.
 pub const ORDER_REQUEST_BYTES: u64 = 1 << 20;

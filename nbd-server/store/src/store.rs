@@ -111,6 +111,7 @@ impl Store {
             chain = Arc::new(DiskTier::new(Arc::clone(disk), chain));
         }
         chain = Arc::new(MemoryTier::new(Arc::clone(&self.memory), chain));
-        (Tiers { memory: Arc::clone(&self.memory), flights: Arc::new(SingleFlight::new(chain)) }, last)
+        let (memory, meter) = (Arc::clone(&self.memory), Arc::clone(last.meter()));
+        (Tiers { memory, flights: Arc::new(SingleFlight::new(chain)), meter }, last)
     }
 }

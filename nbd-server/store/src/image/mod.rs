@@ -14,6 +14,7 @@ use self::index::{Index, Leaf};
 use self::read_ahead::ReadAhead;
 use crate::cache::{MemoryCache, SingleFlight};
 use crate::order::{Plan, Recorder};
+use crate::origin::Meter;
 use crate::tier::{Arrivals, Tier, Wanted, Why};
 use crate::{Counters, Error};
 
@@ -65,6 +66,8 @@ pub(crate) struct Tiers {
     pub(crate) memory: Arc<MemoryCache>,
     /// The outermost tier, before all others.
     pub(crate) flights: Arc<SingleFlight>,
+    /// What is known of the origin's line.
+    pub(crate) meter: Arc<Meter>,
 }
 
 /// A chunk that a read touches: the part of it that is wanted, and where that part stands in the answer.
@@ -139,7 +142,8 @@ impl Image {
         self.index.warm();
     }
 
-    /// Answers a read from memory alone, or says (`false`, `out` as before) that it cannot. Never waits.
+    /// Answers a read from memory alone, or says (`false`, `out` as before) that it cannot. Never waits, but may start to
+    /// fetch what comes next: to be called within a tokio runtime.
     pub fn read_now(&self, offset: u64, length: u64, out: &mut Vec<Piece>) -> bool {
         if self.check(offset, length).is_err() {
             return false;
@@ -170,7 +174,7 @@ impl Image {
             at = stop;
         }
         // A stream goes on while it is answered from memory, or its next miss would look like a new one.
-        self.follow(offset, end, false);
+        self.fetch_ahead(self.follow(offset, end, false));
         self.watch.read(offset, length);
         self.counters.read(length);
         self.counters.hits(hits);
@@ -301,17 +305,41 @@ impl Image {
     }
 
     fn follow(&self, at: u64, stop: u64, missed: bool) -> Range<u64> {
-        self.read_ahead.lock().unwrap_or_else(PoisonError::into_inner).window(at, stop, missed)
+        let line = if missed { self.tiers.meter.round_trip_bytes() } else { None };
+        self.read_ahead.lock().unwrap_or_else(PoisonError::into_inner).window(at, stop, missed, line)
     }
 
     /// Adds the chunks that a sequential reader will want next, unless the memory tier has them.
     fn add_read_ahead(&self, leaf: &Leaf, at: u64, stop: u64, wanted: &mut Vec<Wanted>) {
         let missed = wanted.iter().any(|frame| !self.tiers.flights.is_under_way(&frame.digest));
         let window = self.follow(at, stop, missed);
+        if missed {
+            self.add_missing(leaf, window, wanted);
+        } else {
+            self.fetch_ahead(window);
+        }
+    }
+
+    /// Starts to fetch what a reader will want next, while it goes on with what is here.
+    fn fetch_ahead(&self, window: Range<u64>) {
+        if window.is_empty() || window.start >= self.size_bytes() {
+            return;
+        }
+        // A leaf that is not here is fetched by the reader who comes to it.
+        let Some(leaf) = self.index.leaf_now((window.start / LEAF_BYTES) as u32) else { return };
+        let mut wanted = Vec::new();
+        self.add_missing(&leaf, window, &mut wanted);
+        if !wanted.is_empty() {
+            self.count_rest(self.tiers.flights.fetch(wanted, Why::ReadAhead), 0);
+        }
+    }
+
+    /// Adds the chunks of `window`, as far as the leaf goes in which it begins, that are neither here nor on their way.
+    fn add_missing(&self, leaf: &Leaf, window: Range<u64>, wanted: &mut Vec<Wanted>) {
         if window.is_empty() {
             return;
         }
-        let leaf_end = (at / LEAF_BYTES + 1) * LEAF_BYTES;
+        let leaf_end = (window.start / LEAF_BYTES + 1) * LEAF_BYTES;
         each_touch(leaf, window.start, window.end.min(leaf_end), |step| {
             if let Step::Chunk(touch) = step {
                 let digest = &touch.chunk.digest;

@@ -2,6 +2,7 @@
 
 mod dir;
 mod http;
+mod meter;
 mod ranges;
 mod reach;
 mod retry;
@@ -22,6 +23,7 @@ pub use tier::OriginTier;
 
 use crate::Error;
 
+pub(crate) use meter::Meter;
 pub(crate) use reach::leads_inside;
 pub(crate) use retry::Retry;
 pub(crate) use tier::open_frame;

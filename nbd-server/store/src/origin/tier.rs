@@ -6,10 +6,11 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio::time::Instant;
 use vmnetx_format::{Digest, decode_frame, pack_path};
 
 use super::ranges::{RangeRequest, coalesce};
-use super::{Origin, Retry};
+use super::{Meter, Origin, Retry};
 use crate::Error;
 use crate::limits::{DAMAGED_TRIES_MAX, ORIGIN_BACKGROUND_REQUESTS_MAX, ORIGIN_REQUESTS_MAX};
 use crate::tier::{Arrivals, Found, Sender, Source, Tier, Wanted, Why};
@@ -24,6 +25,7 @@ struct Inner {
     retry_for: Duration,
     slots: Semaphore,
     background_slots: Semaphore,
+    meter: Arc<Meter>,
     requests: AtomicU64,
     bytes: AtomicU64,
 }
@@ -37,9 +39,15 @@ impl OriginTier {
             retry_for,
             slots: Semaphore::new(ORIGIN_REQUESTS_MAX),
             background_slots: Semaphore::new(ORIGIN_BACKGROUND_REQUESTS_MAX),
+            meter: Arc::default(),
             requests: AtomicU64::new(0),
             bytes: AtomicU64::new(0),
         }))
+    }
+
+    /// What is known of the origin's line.
+    pub(crate) fn meter(&self) -> &Arc<Meter> {
+        &self.0.meter
     }
 
     /// Range requests that were sent.
@@ -140,6 +148,7 @@ impl Job {
         let inner = &self.inner;
         let path = pack_path(&request.pack);
         inner.requests.fetch_add(1, Ordering::Relaxed);
+        let start = Instant::now();
         let mut body = inner.origin.range(&path, request.bytes.clone()).await?;
         let mut buffer = BytesMut::new();
         // Where in the pack the buffer begins.
@@ -164,6 +173,10 @@ impl Job {
             let found = Found { plain, stored: Some(stored), source: Source::Origin };
             self.sender.send(index, Ok(found));
             *done += 1;
+        }
+        if self.why == Why::Demand {
+            // Requests that nobody waits for go on beside each other, and take longer for that.
+            inner.meter.add(request.bytes.end - request.bytes.start, start.elapsed());
         }
         Ok(())
     }
