@@ -6,6 +6,7 @@ mod disk;
 mod faulty_tier;
 mod flight;
 mod model;
+mod order;
 mod origin;
 
 #[path = "../support/mod.rs"]
