@@ -63,6 +63,12 @@ pub const SKIPPED_BYTES_MAX: u64 = 1 << 30;
 /// Bytes of decoded index leaves kept for one image.
 pub const LEAVES_BYTES_MAX: u64 = 32 << 20;
 
+/// Bytes of the manifests, layout objects and orders that a cache directory keeps.
+pub const OBJECTS_BYTES_MAX: u64 = 256 << 20;
+
+/// Their number.
+pub const OBJECTS_MAX: usize = 1024;
+
 /// Bytes of one segment of the disk tier.
 pub const SEGMENT_BYTES_MAX: u64 = 64 << 20;
 

@@ -56,21 +56,22 @@ impl Package {
         // At once, for what it brings is what the guest will wait for.
         let order = in_order.then(|| OrderReplay::start(store, &origin, &version, tiers.clone(), Arc::clone(&plan)));
         let (manifest_path, layout_path) = (manifest_path(&version.manifest), layout_path(&version.layout));
-        let (manifest_bytes, layout_bytes) = tokio::try_join!(
+        let (manifest_object, layout_object) = tokio::try_join!(
             verified(store, &*origin, &manifest_path, version.manifest_bytes, version.manifest),
             verified(store, &*origin, &layout_path, version.layout_bytes, version.layout),
         )?;
         let at = || origin.locate(&manifest_path);
-        let manifest = Manifest::decode(&manifest_bytes).map_err(|source| Error::Manifest { object: at(), source })?;
+        let manifest =
+            Manifest::decode(&manifest_object.bytes).map_err(|source| Error::Manifest { object: at(), source })?;
         let images = manifest.images().map_err(|source| Error::Manifest { object: at(), source })?;
-        let layout = LayoutObject::decode(&layout_bytes, &images)
+        let layout = LayoutObject::decode(&layout_object.bytes, &images)
             .map_err(|source| Error::Tree { image: link.name.to_string(), source })?;
         let parts = manifest.disks.iter().zip(images).zip(layout.images);
         let disks = parts.map(|((disk, (geometry, _)), roots)| {
             Arc::new(Image::new(disk.name.to_string(), geometry, roots, tiers.clone(), Arc::clone(&plan)))
         });
         let disks = disks.collect();
-        let head_bytes = link_bytes + (manifest_bytes.len() + layout_bytes.len()) as u64;
+        let head_bytes = link_bytes + manifest_object.origin_bytes + layout_object.origin_bytes;
         Ok(Self { link, version, manifest, disks, origin: frames, head_bytes, believed, order })
     }
 
@@ -209,8 +210,40 @@ async fn fetch_link(store: &Store, url: &Url) -> Result<Bytes, Error> {
     }
 }
 
-/// Reads an immutable object and compares its digest.
+/// An immutable object of a repository.
+pub(crate) struct Object {
+    pub(crate) bytes: Bytes,
+    /// Bytes of it that came from the origin: all or none.
+    pub(crate) origin_bytes: u64,
+}
+
+/// Reads an immutable object, from the cache directory or else from the origin, and compares its digest.
 pub(crate) async fn verified(
+    store: &Store,
+    origin: &dyn Origin,
+    path: &str,
+    max_bytes: u64,
+    expected: Digest,
+) -> Result<Object, Error> {
+    let fetch = async || {
+        let bytes = fetched(store, origin, path, max_bytes, expected).await?;
+        Ok(Object { origin_bytes: bytes.len() as u64, bytes })
+    };
+    let Some(objects) = store.objects() else { return fetch().await };
+    let cache = Arc::clone(objects);
+    let kept = tokio::task::spawn_blocking(move || cache.get(&expected, max_bytes)).await;
+    // An error is a panic, which has told of itself.
+    if let Ok(Some(bytes)) = kept {
+        return Ok(Object { bytes, origin_bytes: 0 });
+    }
+    let object = fetch().await?;
+    let (cache, copy) = (Arc::clone(objects), object.bytes.clone());
+    // Nobody has to wait for it.
+    tokio::task::spawn_blocking(move || cache.put(&expected, &copy));
+    Ok(object)
+}
+
+async fn fetched(
     store: &Store,
     origin: &dyn Origin,
     path: &str,

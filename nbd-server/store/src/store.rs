@@ -4,13 +4,16 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::cache::{DiskCache, DiskTier, MemoryCache, MemoryTier, SingleFlight};
+use crate::cache::{DiskCache, DiskTier, MemoryCache, MemoryTier, ObjectCache, SingleFlight};
 use crate::image::Tiers;
 use crate::limits::RETRY_FOR;
 use crate::origin::{HttpClient, Origin, OriginTier};
 use crate::tier::Tier;
 use crate::trust::Trust;
 use crate::{Error, Location, Package};
+
+/// The folder of the cache directory with manifests, layout objects and orders.
+const OBJECTS_FOLDER: &str = "objects";
 
 /// How a store is to be set up.
 #[derive(Debug, Clone)]
@@ -32,6 +35,7 @@ pub struct Store {
     memory: Arc<MemoryCache>,
     memory_bytes: u64,
     disk: Option<Arc<DiskCache>>,
+    objects: Option<Arc<ObjectCache>>,
     retry_for: Duration,
     trust: Arc<Trust>,
 }
@@ -48,13 +52,14 @@ impl Store {
     /// # Errors
     /// [`Error::Cache`] when the cache directory cannot be used.
     pub fn open(options: Options) -> Result<Self, Error> {
+        let objects = options.disk.as_ref().map(|(dir, _)| Arc::new(ObjectCache::new(dir.join(OBJECTS_FOLDER))));
         let disk = match options.disk {
             Some((dir, bytes)) => Some(Arc::new(DiskCache::open(&dir, bytes)?)),
             None => None,
         };
         let Options { memory_bytes, retry_for, trust, .. } = options;
         let memory = Arc::new(MemoryCache::new(memory_bytes));
-        Ok(Self { client: HttpClient::new()?, memory, memory_bytes, disk, retry_for, trust: Arc::new(trust) })
+        Ok(Self { client: HttpClient::new()?, memory, memory_bytes, disk, objects, retry_for, trust: Arc::new(trust) })
     }
 
     /// Opens the package that a link names.
@@ -88,6 +93,11 @@ impl Store {
 
     pub(crate) const fn client(&self) -> &HttpClient {
         &self.client
+    }
+
+    /// Where immutable objects are kept, if anywhere.
+    pub(crate) const fn objects(&self) -> Option<&Arc<ObjectCache>> {
+        self.objects.as_ref()
     }
 
     /// Bytes that the memory tier may hold.

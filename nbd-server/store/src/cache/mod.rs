@@ -3,7 +3,10 @@
 mod disk;
 mod flight;
 mod memory;
+mod objects;
 
 pub use disk::{DiskCache, DiskTier};
 pub use flight::SingleFlight;
 pub use memory::{MemoryCache, MemoryTier};
+
+pub(crate) use objects::ObjectCache;

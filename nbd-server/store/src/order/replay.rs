@@ -65,8 +65,8 @@ impl OrderReplay {
 
 async fn fetch(store: &Store, origin: &dyn Origin, digest: Digest) -> Result<Order, Error> {
     let path = order_path(&digest);
-    let bytes = verified(store, origin, &path, ORDER_BYTES_MAX, digest).await?;
-    Order::decode(&bytes).map_err(|source| Error::Order { object: origin.locate(&path), source })
+    let object = verified(store, origin, &path, ORDER_BYTES_MAX, digest).await?;
+    Order::decode(&object.bytes).map_err(|source| Error::Order { object: origin.locate(&path), source })
 }
 
 /// Brings the frames of the plan; ends with the last one. Dropping the future ends it early.

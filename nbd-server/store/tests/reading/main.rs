@@ -8,6 +8,7 @@ mod flight;
 mod model;
 mod order;
 mod origin;
+mod warm;
 
 #[path = "../support/mod.rs"]
 #[allow(dead_code, reason = "the tests of other crates use other parts")]
