@@ -32,7 +32,7 @@ pub use error::{Damage, Error};
 pub use export::{ExportOptions, ExportReport, Output, export};
 pub use info::{DiskInfo, ListedPackage, OrderInfo, PackageInfo, SignatureInfo, StoredInfo, VersionInfo, info, list};
 pub use keys::{KeyReport, generate_key, read_key};
-pub use order::{ORDER_LEVEL_DEFAULT, OrderChoice, OrderOptions, OrderReport, PublishedOrder, order};
+pub use order::{ORDER_LEVEL_DEFAULT, OrderChoice, OrderOptions, OrderReport, PublishedOrder, order, read_record};
 pub use progress::{Progress, Silent};
 pub use prune::{Objects, PruneOptions, PruneReport, prune};
 pub use push::{Conditions, Endpoint, PrunedObject, PushError, PushOptions, PushReport, PushedLink, Target, push};

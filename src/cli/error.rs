@@ -17,6 +17,9 @@ pub enum Error {
     /// The package's disks cannot be served.
     #[error(transparent)]
     Nbd(#[from] vmnetx_nbd::Error),
+    /// The repository cannot be published into.
+    #[error(transparent)]
+    Pack(#[from] vmnetx_pack::Error),
     /// The machine cannot be launched.
     #[error(transparent)]
     Vm(#[from] vm::Error),
@@ -39,6 +42,9 @@ pub enum Error {
         /// Why not.
         source: io::Error,
     },
+    /// A rehearsal has nothing to record.
+    #[error("the guest has read nothing of its disks")]
+    NothingRead,
     /// The runtime cannot start.
     #[error("start the runtime")]
     Runtime(#[source] io::Error),
@@ -49,8 +55,10 @@ impl Told for Error {
         match self {
             Self::Store(error) => error.class(),
             Self::Nbd(error) => error.class(),
+            Self::Pack(error) => error.class(),
             Self::Vm(error) => error.class(),
             Self::NoDisk { .. } | Self::RepeatedDisk(_) | Self::SerialFile { .. } => Class::Usage,
+            Self::NothingRead => Class::Failure,
             Self::Runtime(_) => Class::Host,
         }
     }
@@ -59,8 +67,10 @@ impl Told for Error {
         match self {
             Self::Store(error) => error.hint(),
             Self::Nbd(error) => error.hint(),
+            Self::Pack(error) => error.hint(),
             Self::Vm(error) => error.hint(),
-            Self::NoDisk { .. } | Self::RepeatedDisk(_) | Self::SerialFile { .. } | Self::Runtime(_) => None,
+            Self::NoDisk { .. } | Self::RepeatedDisk(_) | Self::SerialFile { .. } => None,
+            Self::NothingRead | Self::Runtime(_) => None,
         }
     }
 }

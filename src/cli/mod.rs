@@ -1,6 +1,7 @@
 //! The command line of `vmnetx`.
 
 mod error;
+mod rehearse;
 mod run;
 mod stdio;
 
@@ -27,6 +28,7 @@ pub struct Args {
 #[derive(Debug, Subcommand)]
 enum Command {
     Run(Box<run::Args>),
+    Rehearse(Box<rehearse::Args>),
     /// Publish disks as packages (the program `vmnetx-pack`)
     Pack(Box<vmnetx_pack::cli::Args>),
     /// Serve packages to other NBD clients (the program `vmnetx-nbd`)
@@ -39,6 +41,7 @@ pub fn main(args: Args) -> ExitCode {
     log_to_stderr();
     let result = match args.command {
         Command::Run(args) => block_on(run::run(*args)),
+        Command::Rehearse(args) => block_on(rehearse::run(*args)),
         Command::Pack(args) => return vmnetx_pack::cli::main(*args),
         Command::Nbd(args) => return vmnetx_nbd::cli::main(*args),
     };

@@ -9,7 +9,7 @@ use std::time::Duration;
 use clap::ValueEnum;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
-use vmnetx_format::Name;
+use vmnetx_format::{Disk, Name};
 use vmnetx_nbd::{Export, Exports, Listener};
 use vmnetx_store::size::parse_size_bytes;
 use vmnetx_store::trust::TrustArgs;
@@ -20,7 +20,7 @@ use crate::vm::{self, Accel, DiskSpec, Display, DisplayChoice, Network, Outcome,
 
 /// How long a guest's read is tried again when the origin fails. Then the guest stands still and is continued every few
 /// seconds, which tries again.
-const RETRY_FOR: Duration = Duration::from_secs(15);
+pub(super) const RETRY_FOR: Duration = Duration::from_secs(15);
 
 /// The NBD server's socket in the run's directory.
 const NBD_SOCKET: &str = "nbd";
@@ -63,13 +63,24 @@ pub(super) struct Args {
     /// Bytes of chunks to keep in memory.
     #[arg(long, value_name = "SIZE", default_value = "512M", value_parser = parse_size_bytes)]
     memory_cache: u64,
+    /// Whether to fetch ahead, in the order that was recorded with the package, what the boot will read.
+    #[arg(long, value_enum, default_value_t)]
+    order: OrderArg,
     /// The QEMU to run; qemu-img is looked for beside it first.
     #[arg(long, value_name = "PATH", default_value = "qemu-system-x86_64")]
     qemu: PathBuf,
 }
 
 #[derive(Debug, Clone, Copy, Default, ValueEnum)]
-enum AccelArg {
+enum OrderArg {
+    /// If the package has one.
+    #[default]
+    Auto,
+    Off,
+}
+
+#[derive(Debug, Clone, Copy, Default, ValueEnum)]
+pub(super) enum AccelArg {
     #[default]
     Auto,
     Kvm,
@@ -87,7 +98,7 @@ enum DisplayArg {
 }
 
 #[derive(Debug, Clone, Copy, Default, ValueEnum)]
-enum NetworkArg {
+pub(super) enum NetworkArg {
     #[default]
     User,
     Isolated,
@@ -132,7 +143,13 @@ pub(super) async fn run(args: Args) -> Result<(), Error> {
     let programs = Programs::find(&args.qemu)?;
     let display = display_choice(args.display).resolve(&programs).await?;
     let store = open_store(&args)?;
-    let Some(package) = shutdown.run_until_cancelled(store.package(&args.link)).await else { return Ok(()) };
+    let opening = async {
+        match args.order {
+            OrderArg::Auto => store.package_in_order(&args.link).await,
+            OrderArg::Off => store.package(&args.link).await,
+        }
+    };
+    let Some(package) = shutdown.run_until_cancelled(opening).await else { return Ok(()) };
     let package = package?;
     for notice in package.notices() {
         if notice.is_warning() { tracing::warn!("{notice}") } else { tracing::info!("{notice}") }
@@ -167,6 +184,13 @@ fn log_fetched(package: &Package) {
         megabytes(read),
         megabytes(size),
     );
+    if let Some(order) = package.order_counts() {
+        tracing::info!(
+            "fetched {:.1} MB ahead, as recorded; the guest has read {:.1} MB of them",
+            megabytes(order.prefetched_bytes),
+            megabytes(order.used_bytes),
+        );
+    }
 }
 
 fn open_store(args: &Args) -> Result<Store, Error> {
@@ -197,7 +221,7 @@ fn default_cache_dir() -> Option<PathBuf> {
 }
 
 /// Temporary overlays may grow to the size of the disks, so they belong on a disk: /tmp is often in memory.
-async fn create_run_dir() -> Result<RunDir, Error> {
+pub(super) async fn create_run_dir() -> Result<RunDir, Error> {
     let base =
         std::env::var_os("TMPDIR").filter(|dir| !dir.is_empty()).map_or_else(|| "/var/tmp".into(), PathBuf::from);
     let created = tokio::task::spawn_blocking(move || RunDir::create(&base)).await;
@@ -205,13 +229,13 @@ async fn create_run_dir() -> Result<RunDir, Error> {
 }
 
 /// The NBD server for the package's disks, inside this process.
-struct Server {
+pub(super) struct Server {
     task: JoinHandle<()>,
     shutdown: CancellationToken,
 }
 
 impl Server {
-    fn start(package: &Package, run_dir: &RunDir) -> Result<Self, Error> {
+    pub(super) fn start(package: &Package, run_dir: &RunDir) -> Result<Self, Error> {
         let exports = Exports::new();
         for disk in package.disks() {
             disk.warm_index();
@@ -224,7 +248,7 @@ impl Server {
     }
 
     /// Ends it; to be called when nobody reads any more.
-    async fn stop(self) {
+    pub(super) async fn stop(self) {
         self.shutdown.cancel();
         if let Err(error) = self.task.await {
             tracing::warn!("the NBD server failed: {error}");
@@ -234,18 +258,7 @@ impl Server {
 
 fn spec(args: &Args, package: &Package, programs: Programs, display: Display, run_dir: RunDir) -> Result<Spec, Error> {
     let manifest = package.manifest();
-    let nbd_socket = run_dir.socket(NBD_SOCKET)?;
-    let mut disks: Vec<_> = manifest
-        .disks
-        .iter()
-        .map(|disk| DiskSpec {
-            name: disk.name.clone(),
-            nbd_socket: nbd_socket.clone(),
-            export: disk.name.to_string(),
-            size_bytes: disk.size_bytes,
-            persist: None,
-        })
-        .collect();
+    let mut disks = disks(package, &run_dir)?;
     keep(&mut disks, &args.persist)?;
     Ok(Spec {
         name: args.name.clone().unwrap_or_else(|| package.link().name.clone()),
@@ -259,6 +272,19 @@ fn spec(args: &Args, package: &Package, programs: Programs, display: Display, ru
         programs,
         run_dir,
     })
+}
+
+/// The package's disks, on the server that was started for this run, each with a temporary overlay.
+pub(super) fn disks(package: &Package, run_dir: &RunDir) -> Result<Vec<DiskSpec>, Error> {
+    let nbd_socket = run_dir.socket(NBD_SOCKET)?;
+    let disk = |disk: &Disk| DiskSpec {
+        name: disk.name.clone(),
+        nbd_socket: nbd_socket.clone(),
+        export: disk.name.to_string(),
+        size_bytes: disk.size_bytes,
+        persist: None,
+    };
+    Ok(package.manifest().disks.iter().map(disk).collect())
 }
 
 /// Gives the disks that `--persist` names their overlays.
@@ -297,7 +323,7 @@ fn serial_file(file: &Path) -> Result<SerialPort, Error> {
     Ok(SerialPort { output: Box::new(tokio::fs::File::from_std(output)), input: None })
 }
 
-const fn accel(arg: AccelArg) -> Accel {
+pub(super) const fn accel(arg: AccelArg) -> Accel {
     match arg {
         AccelArg::Auto => Accel::Auto,
         AccelArg::Kvm => Accel::Kvm,
@@ -315,7 +341,7 @@ const fn display_choice(arg: DisplayArg) -> DisplayChoice {
     }
 }
 
-const fn network(arg: NetworkArg) -> Network {
+pub(super) const fn network(arg: NetworkArg) -> Network {
     match arg {
         NetworkArg::User => Network::User,
         NetworkArg::Isolated => Network::Isolated,

@@ -232,6 +232,33 @@ fn a_published_guest_runs_from_a_web_server_and_powers_off() {
 }
 
 #[test]
+fn a_rehearsed_guest_finds_what_it_reads_already_fetched() {
+    let bench = Bench::new("rehearsed", &["vmnetx.poweroff"]);
+    let web = WebServer::start(&bench, 0);
+    let repository = bench.path("repository");
+    let mut rehearse = bench.vmnetx(&["rehearse", &web.link(), repository.to_str().unwrap()]);
+    rehearse.args(["--accel", "tcg", "--network", "isolated", "--json"]);
+    let output = finish(rehearse);
+    assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
+    bench.assert_clean();
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(report["version"].as_str(), Some(bench.version().as_str()), "the version stays what it was");
+    assert!(report["touches"].as_u64().unwrap() > 10, "{report}");
+
+    let output = finish(bench.run(&web.link(), &[]));
+    let (said, log) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert_disk_sum(&said, &bench.image);
+    let ahead = log.lines().find(|line| line.contains("MB ahead, as recorded")).unwrap_or_else(|| panic!("{log}"));
+    let megabytes: Vec<f64> = ahead.split_whitespace().filter_map(|word| word.parse().ok()).collect();
+    let &[fetched, used] = &megabytes[megabytes.len() - 2..] else { panic!("{ahead}") };
+    assert!(fetched > 1.0 && used > 0.9 * fetched, "the same boot reads the same: {ahead}");
+    // Without the order the same guest has to wait, and sees the same.
+    let output = finish(bench.run(&web.link(), &["--order", "off"]));
+    assert_disk_sum(&String::from_utf8_lossy(&output.stdout), &bench.image);
+    assert!(!String::from_utf8_lossy(&output.stderr).contains("MB ahead"));
+}
+
+#[test]
 fn a_libvirt_domain_is_published_and_runs() {
     let bench = Bench::new("domain", &["vmnetx.poweroff"]);
     let domain = bench.path("domain.xml");

@@ -17,7 +17,8 @@ use super::output::{put, shown_bytes};
 use super::sign::SigningArgs;
 use crate::domain::{Description, DiskFiles, DropPath};
 use crate::{
-    BaseOptions, BuildOptions, BuildReport, DiskFile, DiskFormat, Error, LEVEL_DEFAULT, OrderChoice, VersionName, build,
+    BaseOptions, BuildOptions, BuildReport, DiskFile, DiskFormat, Error, LEVEL_DEFAULT, OrderChoice, VersionName,
+    build, read_record,
 };
 
 /// The machine of a package whose publisher names none.
@@ -149,7 +150,9 @@ fn options(args: Args) -> Result<(BuildOptions, Option<Description>), Error> {
         order: match (args.no_order, args.order) {
             (true, _) => OrderChoice::None,
             (false, files) if files.is_empty() => OrderChoice::Inherit,
-            (false, files) => OrderChoice::Records(files),
+            (false, files) => {
+                OrderChoice::Records(files.iter().map(|file| read_record(file)).collect::<Result<_, _>>()?)
+            }
         },
         order_level: args.order_level,
         signing: args.signing.signing()?,

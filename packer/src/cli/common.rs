@@ -19,7 +19,7 @@ pub(super) struct ReportArgs {
 
 /// Whether a command that publishes waits for its turn.
 #[derive(Debug, Clone, Copy, clap::Args)]
-pub(super) struct WaitArgs {
+pub struct WaitArgs {
     /// Wait if another publisher works in REPO.
     #[arg(long)]
     wait: bool,
@@ -38,7 +38,9 @@ impl ReportArgs {
 }
 
 impl WaitArgs {
-    pub(super) const fn wait(self) -> Wait {
+    /// What was asked for.
+    #[must_use]
+    pub const fn wait(self) -> Wait {
         if self.wait { Wait::Yes } else { Wait::No }
     }
 }

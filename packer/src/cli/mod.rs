@@ -29,6 +29,9 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use vmnetx_store::failure::{Told, tell};
 
+pub use self::common::WaitArgs;
+pub use self::sign::SigningArgs;
+
 use self::output::say;
 use crate::Error;
 

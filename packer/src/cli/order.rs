@@ -7,7 +7,7 @@ use vmnetx_format::Name;
 use super::common::{ReportArgs, WaitArgs};
 use super::output::{put, shown_bytes};
 use super::sign::SigningArgs;
-use crate::{Error, LinkOptions, OrderOptions, OrderReport, PublishedOrder, VersionName, order};
+use crate::{Error, LinkOptions, OrderOptions, OrderReport, PublishedOrder, VersionName, order, read_record};
 
 /// Store what a boot of the package NAME reads once more, in the order in which it reads it.
 ///
@@ -43,7 +43,8 @@ pub(super) fn run(args: Args) -> Result<(), Error> {
         signing: args.signing.signing()?,
         wait: args.wait.wait(),
     };
-    let wanted = OrderOptions { records: args.record, version: args.version, level: args.level };
+    let records = args.record.iter().map(|file| read_record(file)).collect::<Result<_, _>>()?;
+    let wanted = OrderOptions { records, version: args.version, level: args.level };
     let progress = args.report.progress("compress");
     let report = order(&link, &wanted, &progress)?;
     drop(progress);

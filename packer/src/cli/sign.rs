@@ -41,7 +41,7 @@ struct With {
 
 /// How a command that publishes signs what it publishes.
 #[derive(Debug, Default, clap::Args)]
-pub(super) struct SigningArgs {
+pub struct SigningArgs {
     /// Sign the link with the key in this file, which `keygen` has made. A link that is signed must be signed again.
     #[arg(long, value_name = "FILE")]
     sign_key: Option<PathBuf>,
@@ -52,7 +52,10 @@ pub(super) struct SigningArgs {
 
 impl SigningArgs {
     /// Reads the key.
-    pub(super) fn signing(&self) -> Result<Signing, Error> {
+    ///
+    /// # Errors
+    /// [`Error`] when the file is no key, or others may read it.
+    pub fn signing(&self) -> Result<Signing, Error> {
         signing(self.sign_key.as_deref(), self.replace_key)
     }
 }

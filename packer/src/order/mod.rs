@@ -8,10 +8,11 @@ use std::path::PathBuf;
 
 use serde::Serialize;
 use vmnetx_format::limits::ORDER_BYTES_MAX;
-use vmnetx_format::{Digest, Manifest, Name, Order, Purpose, Version, order_path};
+use vmnetx_format::{Digest, Manifest, Name, Order, Purpose, Record, Version, order_path};
 use vmnetx_store::dir::RepositoryDir;
 
 pub(crate) use self::lay::{Lay, lay};
+pub use self::records::read_record;
 
 use crate::local::{LocalImage, images};
 use crate::versions::{LinkOptions, VersionName, change};
@@ -28,15 +29,15 @@ pub enum OrderChoice {
     Inherit,
     /// None.
     None,
-    /// What these files record: several runs are merged.
-    Records(Vec<PathBuf>),
+    /// What was recorded: several runs are merged.
+    Records(Vec<Record>),
 }
 
 /// An order that is to be published.
 #[derive(Debug, Clone)]
 pub struct OrderOptions {
-    /// The files that runs were recorded in; several are merged.
-    pub records: Vec<PathBuf>,
+    /// The runs that were recorded; several are merged.
+    pub records: Vec<Record>,
     /// The version that gets the order.
     pub version: VersionName,
     /// zstd level of what is stored, 1 to 22; nothing for [`ORDER_LEVEL_DEFAULT`], and for what an earlier order has stored
@@ -87,13 +88,13 @@ pub struct PublishedOrder {
 /// [`Error`] when a record cannot be read or is of another package, there is no such version, or the repository cannot be
 /// written. What was published before stays as it is then.
 pub fn order(options: &LinkOptions, order: &OrderOptions, progress: &dyn Progress) -> Result<PublishedOrder, Error> {
-    let records = records::read_all(&order.records)?;
+    records::check(&order.records)?;
     let mut laid = None;
     let report = change(options, |publisher, link| {
         let repository = publisher.repository();
         let version = order.version.find(link)?.clone();
         let (manifest, images) = open(repository, &version)?;
-        let touches = records::touches(&records, &manifest, progress)?;
+        let touches = records::touches(&order.records, &manifest, progress)?;
         let kept = Kept::read(repository, &version, progress);
         let job = Lay { publisher, images: &images, level: order.level, earlier: &kept.boot, progress };
         let report = lay(&job, touches)?;
@@ -122,7 +123,10 @@ pub(crate) fn of_build(
     let job = Lay { earlier: &kept.boot, ..*job };
     let touches = match choice {
         OrderChoice::None => return Ok(None),
-        OrderChoice::Records(files) => records::touches(&records::read_all(files)?, manifest, job.progress)?,
+        OrderChoice::Records(records) => {
+            records::check(records)?;
+            records::touches(records, manifest, job.progress)?
+        }
         // Images keep their numbers as long as the package keeps its disks.
         OrderChoice::Inherit => match kept.boot.last() {
             Some(order) => order.touches.clone(),

@@ -1,24 +1,19 @@
-//! Reads the files in which runs were recorded, and finds the images that they speak of.
+//! Records of runs: reads them from files, and finds the images that they speak of.
 
 use std::collections::BTreeSet;
 use std::io::Read;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use vmnetx_format::limits::RECORD_BYTES_MAX;
 use vmnetx_format::{Manifest, Purpose, Record, Touch};
 
 use crate::{Error, Progress};
 
-/// Reads all files, which are records of boots.
-pub(super) fn read_all(files: &[PathBuf]) -> Result<Vec<Record>, Error> {
-    let records = files.iter().map(|file| read(file)).collect::<Result<Vec<_>, _>>()?;
-    if let Some((file, _)) = files.iter().zip(&records).find(|(_, record)| record.purpose != Purpose::Boot) {
-        return Err(Error::Usage(format!("{} is the record of a resume, not of a boot", file.display())));
-    }
-    Ok(records)
-}
-
-fn read(path: &Path) -> Result<Record, Error> {
+/// Reads the file in which a run was recorded.
+///
+/// # Errors
+/// [`Error::File`] when it cannot be read, [`Error::Record`] when it is no record.
+pub fn read_record(path: &Path) -> Result<Record, Error> {
     let cannot = Error::file("read the record", path);
     let mut bytes = Vec::new();
     let opened = std::fs::File::open(path).and_then(|file| {
@@ -27,6 +22,14 @@ fn read(path: &Path) -> Result<Record, Error> {
     });
     opened.map_err(cannot)?;
     Record::decode(&bytes).map_err(|source| Error::Record { path: path.to_owned(), source })
+}
+
+/// Says whether all of these are records of boots.
+pub(super) fn check(records: &[Record]) -> Result<(), Error> {
+    if records.iter().all(|record| record.purpose == Purpose::Boot) {
+        return Ok(());
+    }
+    Err(Error::Usage("a record is of a resume, not of a boot".to_owned()))
 }
 
 /// The touches of `records`, merged, by the numbers that the images of `manifest` have. Another version of the package will

@@ -53,6 +53,12 @@ impl Recorder {
         Record { manifest: self.manifest, purpose: Purpose::Boot, touches }
     }
 
+    /// How many first touches there were until now.
+    #[must_use]
+    pub fn touches(&self) -> usize {
+        self.lock().touches.len()
+    }
+
     /// Takes note of a read of image number `image`; blocks that were read before are left out.
     pub(crate) fn touch(&self, image: usize, offset: u64, length: u64) {
         let block_bytes = BLOCK_BYTES as u64;

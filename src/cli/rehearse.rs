@@ -1,0 +1,180 @@
+//! `rehearse`: boots a package in a scratch VM, records what the boot reads, and publishes the order.
+
+use std::io::Write;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use vmnetx_format::{Digest, Name, Record};
+use vmnetx_pack::cli::{SigningArgs, WaitArgs};
+use vmnetx_pack::{LinkOptions, OrderOptions, PublishedOrder, Silent, VersionName, order};
+use vmnetx_store::trust::TrustArgs;
+use vmnetx_store::{Location, Options, Recorder, Store, interrupt};
+
+use super::Error;
+use super::run::{AccelArg, NetworkArg, RETRY_FOR, Server, accel, create_run_dir, disks, network};
+use crate::vm::{self, Display, Outcome, Programs, Spec};
+
+/// How often a rehearsal is looked at.
+const LOOK: Duration = Duration::from_millis(250);
+
+/// Between two reports of how far it is.
+const REPORT: Duration = Duration::from_secs(10);
+
+/// Boot the package that LINK names in a scratch VM, and publish in REPO the order in which the boot reads it.
+///
+/// LINK is a package of REPO, wherever it is read from. Nobody sees the VM, and what it writes is thrown away. Readers then fetch
+/// what a boot needs ahead of their guests, in a few long requests.
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// An http(s) or vmnetx+http(s) URL, or a path to a link file; #b3=DIGEST asks for one version.
+    link: Location,
+    /// The directory of the repository that gets the order.
+    repo: PathBuf,
+    #[command(flatten)]
+    trust: TrustArgs,
+    /// Boot so many times: what only one boot of several reads comes last.
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=16))]
+    runs: u32,
+    /// The boot is over when it has read nothing new for so many seconds, or the guest powers off.
+    #[arg(long, value_name = "SECONDS", default_value_t = 20)]
+    quiet_for: u64,
+    /// End each boot after so many seconds at the latest.
+    #[arg(long, value_name = "SECONDS", default_value_t = 600)]
+    at_most: u64,
+    /// What runs the guest's instructions; auto is KVM where it works.
+    #[arg(long, value_enum, default_value_t)]
+    accel: AccelArg,
+    /// What the guest's network cards reach: all that you do, this host's own services included, or nothing.
+    #[arg(long, value_enum, default_value_t)]
+    network: NetworkArg,
+    /// The zstd level of what the order stores [default: 19]
+    #[arg(long, value_name = "LEVEL", value_parser = clap::value_parser!(i32).range(1..=22))]
+    order_level: Option<i32>,
+    /// The QEMU to run; qemu-img is looked for beside it first.
+    #[arg(long, value_name = "PATH", default_value = "qemu-system-x86_64")]
+    qemu: PathBuf,
+    #[command(flatten)]
+    signing: SigningArgs,
+    #[command(flatten)]
+    wait: WaitArgs,
+    /// Print one JSON object.
+    #[arg(long)]
+    json: bool,
+}
+
+/// One boot that was recorded.
+struct Rehearsed {
+    name: Name,
+    version: Digest,
+    record: Record,
+}
+
+pub(super) async fn run(args: Args) -> Result<(), Error> {
+    let shutdown = interrupt::token().map_err(Error::Runtime)?;
+    // A key that cannot be read is found before anything is booted.
+    let signing = args.signing.signing()?;
+    let mut records = Vec::new();
+    let mut of = None;
+    for number in 1..=args.runs {
+        tracing::info!("rehearsal {number} of {}", args.runs);
+        let Some(Rehearsed { name, version, record }) = rehearse(&args, &shutdown).await? else { return Ok(()) };
+        records.push(record);
+        // Publishing goes on meanwhile, perhaps; the order is for what was booted last.
+        of = Some((name, version));
+    }
+    let Some((name, version)) = of else { return Ok(()) };
+    let link = LinkOptions { repository: args.repo, name, signing, wait: args.wait.wait() };
+    let wanted = OrderOptions { records, version: VersionName::Starts(version.to_string()), level: args.order_level };
+    let publishing = tokio::task::spawn_blocking(move || order(&link, &wanted, &Silent));
+    let report = publishing.await.map_err(|error| Error::Runtime(std::io::Error::other(error)))??;
+    put(&report, args.json);
+    Ok(())
+}
+
+/// Boots once; nothing if the user has ended it.
+async fn rehearse(args: &Args, shutdown: &CancellationToken) -> Result<Option<Rehearsed>, Error> {
+    let store = Store::open(Options { retry_for: RETRY_FOR, trust: args.trust.trust(), ..Options::default() })?;
+    let Some(package) = shutdown.run_until_cancelled(store.package(&args.link)).await else { return Ok(None) };
+    let package = package?;
+    let recorder = package.record();
+    let run_dir = create_run_dir().await?;
+    let server = Server::start(&package, &run_dir)?;
+    let manifest = package.manifest();
+    let spec = Spec {
+        name: package.link().name.clone(),
+        machine: manifest.machine.clone(),
+        version: package.version().manifest,
+        disks: disks(&package, &run_dir)?,
+        accel: accel(args.accel),
+        display: Display::None,
+        network: network(args.network),
+        serial: None,
+        programs: Programs::find(&args.qemu)?,
+        run_dir,
+    };
+    let over = shutdown.child_token();
+    let watching = tokio::spawn(watch(
+        Arc::clone(&recorder),
+        Duration::from_secs(args.quiet_for),
+        Duration::from_secs(args.at_most),
+        over.clone(),
+    ));
+    let launched = vm::launch(spec, over).await;
+    watching.abort();
+    server.stop().await;
+    let outcome = launched?;
+    if shutdown.is_cancelled() {
+        return Ok(None);
+    }
+    if outcome == Outcome::Closed {
+        tracing::warn!("the VM was closed; what it has read until then is taken");
+    }
+    let record = recorder.record();
+    if record.touches.is_empty() {
+        return Err(Error::NothingRead);
+    }
+    Ok(Some(Rehearsed { name: package.link().name.clone(), version: package.version().manifest, record }))
+}
+
+/// Ends the boot when it is over.
+async fn watch(recorder: Arc<Recorder>, quiet_for: Duration, at_most: Duration, over: CancellationToken) {
+    let start = Instant::now();
+    let (mut touches, mut last, mut reported) = (0, start, start);
+    while start.elapsed() < at_most {
+        tokio::time::sleep(LOOK).await;
+        let now = recorder.touches();
+        if now != touches {
+            (touches, last) = (now, Instant::now());
+        }
+        if touches > 0 && last.elapsed() >= quiet_for {
+            break;
+        }
+        if reported.elapsed() >= REPORT {
+            tracing::info!("{touches} first touches after {} s", start.elapsed().as_secs());
+            reported = Instant::now();
+        }
+    }
+    over.cancel();
+}
+
+fn put(report: &PublishedOrder, json: bool) {
+    let order = &report.order;
+    let text = if json {
+        // Numbers and text always serialise.
+        serde_json::to_string(report).unwrap_or_default()
+    } else {
+        let megabytes = |bytes: u64| bytes as f64 / 1e6;
+        format!(
+            "{} has the order {} (serial {}): {} first touches, {:.1} MB that a boot fetches ahead",
+            report.name,
+            order.order,
+            report.serial,
+            order.touches,
+            megabytes(order.stored_bytes),
+        )
+    };
+    let _ = writeln!(std::io::stdout(), "{text}");
+}
