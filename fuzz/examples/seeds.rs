@@ -10,7 +10,8 @@ use bytes::BytesMut;
 use vmnetx_format::machine::Machine;
 use vmnetx_format::{
     Chunker, Compressor, ContentInner, ContentLeaf, Digest, Disk, Envelope, Kind, LayoutInner, LayoutLeaf,
-    LayoutObject, Link, Manifest, NodePlace, PackBuilder, Place, Roots, SecretKey, Trailer, Version,
+    LayoutObject, Link, Manifest, NodePlace, Order, OrderFrame, PackBuilder, Place, Purpose, Record, RecordTouch,
+    Roots, SecretKey, Touch, Trailer, Version,
 };
 use vmnetx_nbd_proto::handshake::{Config, ExportInfo, Exports, Handshake, Listed};
 use vmnetx_nbd_proto::option::{InfoRequest, MetaRequest, OptionHeader};
@@ -41,6 +42,7 @@ fn main() -> Result {
     text(&put)?;
     nodes(&put)?;
     frames(&put)?;
+    orders(&put)?;
     publisher(&put)?;
     server(&put)?;
     client(&put)
@@ -73,6 +75,40 @@ fn publisher(put: &impl Fn(&str, &str, &[u8]) -> Result) -> Result {
                  RW 8 FLAT \"image-flat.vmdk\" 0\n";
     put("image_chain", "vmdk", vmdk)?;
     put("image_chain", "qed", b"\x02QED\0\0\0\x01\0\x04\0\0\0\x01\0\0\0")
+}
+
+fn orders(put: &impl Fn(&str, &str, &[u8]) -> Result) -> Result {
+    let touch = |number: u32| Touch {
+        image: number % 2,
+        first_block: u64::from(number * 77 % 500),
+        blocks: number + 1,
+        after_ms: number * 9,
+    };
+    let frame = |number: u32| OrderFrame {
+        digest: Digest::of(&number.to_le_bytes()),
+        plain_len: 4096 * (number + 1),
+        place: Place {
+            pack: Digest::of(&[number as u8 / 3]),
+            offset: u64::from(8 + number * 700),
+            stored_len: 700 + number % 2,
+        },
+    };
+    let order = Order::new(Purpose::Boot, (0..6).map(touch).collect(), (0..6).map(frame).collect())?;
+    put("order", "boot", &order.encode())?;
+    put("order", "empty", &Order::new(Purpose::Resume, Vec::new(), Vec::new())?.encode())?;
+    let record = |shift: u32| {
+        let touch = |number: u32| RecordTouch {
+            after_ms: number * shift,
+            image: format!("disk{}", number % 2),
+            first_block: u64::from(number * 13 % 40 + shift),
+            blocks: number % 7 + 1,
+        };
+        Ok::<_, Box<dyn Error>>(
+            Record::new(Digest::of(b"manifest"), Purpose::Boot, (0..8).map(touch).collect())?.encode()?,
+        )
+    };
+    put("record", "one", &record(1)?)?;
+    put("record", "three", &[record(0)?, record(3)?, record(5)?].concat())
 }
 
 fn version() -> Version {
@@ -194,7 +230,9 @@ fn frames(put: &impl Fn(&str, &str, &[u8]) -> Result) -> Result {
     let mut builder = PackBuilder::new();
     let mut pack = PackBuilder::HEADER.to_vec();
     let mut segment = vec![0];
-    for (kind, plain) in [(Kind::Chunk, &text[..4096]), (Kind::Content, b"cl\0"), (Kind::Layout, b"ll\0\0")] {
+    for (kind, plain) in
+        [(Kind::Chunk, &text[..4096]), (Kind::Content, b"cl\0"), (Kind::Layout, b"ll\0\0"), (Kind::Copy, b"copy")]
+    {
         let stored = compressor.encode(plain)?;
         let length = (plain.len() as u32).to_le_bytes();
         put("frame", &format!("{kind:?}"), &[&length[..], &stored].concat())?;

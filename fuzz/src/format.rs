@@ -3,11 +3,14 @@
 use std::fmt::{Debug, Display};
 use std::str::FromStr;
 
-use vmnetx_format::limits::{LEAF_BLOCKS, ROOT_FANOUT_MAX};
+use vmnetx_format::limits::{
+    FRAME_PLAIN_BYTES_MAX, IMAGE_BLOCKS_MAX, IMAGES_MAX, LEAF_BLOCKS, PACK_BYTES_MAX, ROOT_FANOUT_MAX,
+};
 use vmnetx_format::machine::{CpuModel, MacAddress, Machine, MachineType};
 use vmnetx_format::{
     Catalogue, Compressor, ContentInner, ContentLeaf, Digest, Envelope, Geometry, Kind, LayoutInner, LayoutLeaf,
-    LayoutObject, LeafChunk, Link, Manifest, Name, PackBuilder, PublicKey, Title, Trailer, decode_frame,
+    LayoutObject, LeafChunk, Link, Manifest, Name, Order, OrderFrame, PackBuilder, PublicKey, Record, Title, Trailer,
+    decode_frame, merge,
 };
 
 use crate::{assert_printable, bounded};
@@ -202,6 +205,49 @@ pub fn layout_object(data: &[u8]) {
     }
 }
 
+/// An order object.
+pub fn order(data: &[u8]) {
+    // A touch has 4 bytes at least and takes 24, a frame has 36 and takes 96; each frame's pack may be another.
+    match bounded(16 * data.len() + (64 << 10), || Order::decode(data)) {
+        Ok(order) => {
+            assert_eq!(order.encode(), data);
+            assert!(order.touches().is_sorted_by_key(|touch| touch.after_ms));
+            for touch in order.touches() {
+                assert!(touch.blocks > 0 && touch.end() <= IMAGE_BLOCKS_MAX && touch.image < IMAGES_MAX);
+            }
+            for OrderFrame { plain_len, place, .. } in order.frames() {
+                assert!((1..=*plain_len).contains(&place.stored_len) && *plain_len <= FRAME_PLAIN_BYTES_MAX);
+                assert!(place.offset + u64::from(place.stored_len) <= PACK_BYTES_MAX);
+            }
+            let again = Order::new(order.purpose(), order.touches().to_vec(), order.frames().to_vec());
+            assert_eq!(again.as_ref(), Ok(&order));
+        }
+        Err(error) => assert_printable(&error),
+    }
+}
+
+/// Records of touches, one a line, and what becomes of them together.
+pub fn record(data: &[u8]) {
+    let mut records: Vec<Record> = Vec::new();
+    for line in data.split(|byte| *byte == b'\n') {
+        match bounded(json_allocation_max(line.len()), || Record::decode(line)) {
+            Ok(record) => {
+                assert_eq!(Record::decode(&record.encode().unwrap()).as_ref(), Ok(&record));
+                records.push(record);
+            }
+            Err(error) => assert_printable(&error),
+        }
+    }
+    match merge(&records) {
+        Ok(touches) => {
+            // It is a sequence that a record can have, with each block once.
+            let merged = Record::new(records[0].manifest, records[0].purpose, touches.clone()).unwrap();
+            assert_eq!(merge(&[merged]).as_ref(), Ok(&touches));
+        }
+        Err(error) => assert_printable(&error),
+    }
+}
+
 /// A pack's end: a catalogue behind the length that the pack is to have, and the bytes as a trailer.
 pub fn catalogue(data: &[u8]) {
     if let Some(trailer) = data.last_chunk::<{ Trailer::BYTES }>()
@@ -228,7 +274,9 @@ pub fn catalogue(data: &[u8]) {
             let written = Trailer::decode(footer.last_chunk().unwrap(), builder_len(pack_len, length, &footer));
             assert_eq!(written.unwrap().digest, Digest::of(plain));
             assert!(
-                catalogue.entries().all(|(_, entry)| matches!(entry.kind, Kind::Chunk | Kind::Content | Kind::Layout | Kind::Copy))
+                catalogue.entries().all(|(_, entry)| {
+                    matches!(entry.kind, Kind::Chunk | Kind::Content | Kind::Layout | Kind::Copy)
+                })
             );
         }
         Err(error) => assert_printable(&error),

@@ -21,7 +21,8 @@ mod qmp;
 use peak_alloc::PeakAlloc;
 
 pub use format::{
-    catalogue, content_nodes, frame, layout_nodes, layout_object, link, link_text, machine, manifest, names,
+    catalogue, content_nodes, frame, layout_nodes, layout_object, link, link_text, machine, manifest, names, order,
+    record,
 };
 pub use nbd::{nbd_client, nbd_handshake, nbd_replies, nbd_requests};
 pub use packer::{domain, image_chain, keys, tombstones};

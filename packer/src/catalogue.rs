@@ -77,7 +77,7 @@ impl Known {
                         self.places.push(Stored { pack, offset: offset as u32, stored_len: entry.stored_len });
                     }
                 }
-                // The chunk itself lies elsewhere, where its neighbours are.
+                // A layout that led to an order's pack would keep it when the order goes.
                 Kind::Copy => {}
                 Kind::Content => content = Some((offset, entry)),
                 Kind::Layout => {

@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 
 use vmnetx_format::machine::MachineError;
 use vmnetx_format::{
-    Digest, KeyError, LinkError, ManifestError, Name, OrderError, PublicKey, RecordError, SignatureError, TreeError,
+    Digest, KeyError, LinkError, ManifestError, MergeError, Name, OrderError, PublicKey, RecordError, SignatureError,
+    TreeError,
 };
 use vmnetx_store::dir::DirError;
 use vmnetx_store::failure::{Class, Told};
@@ -186,6 +187,21 @@ pub enum Error {
         /// The version.
         version: Digest,
     },
+    /// An order cannot be put together.
+    #[error("write an order")]
+    Order(#[from] OrderError),
+    /// Records do not make one sequence.
+    #[error(transparent)]
+    Merge(#[from] MergeError),
+    /// A file with a record that is none.
+    #[error("{}", path.display())]
+    RecordFile {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        #[source]
+        source: RecordError,
+    },
     /// A link has no such version.
     #[error("{link} has no version {version}")]
     NoSuchVersion {
@@ -194,18 +210,6 @@ pub enum Error {
         /// What was asked for.
         version: Digest,
     },
-    /// A file is no record of a run.
-    #[error("read the record {}", path.display())]
-    Record {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong with it.
-        #[source]
-        source: RecordError,
-    },
-    /// An order would hold nothing.
-    #[error("no disk of the version holds anything where the record says that it was read")]
-    EmptyOrder,
     /// A repository has no such package.
     #[error("{} has no package {name}", repository.display())]
     NoSuchPackage {
@@ -352,17 +356,17 @@ impl Told for Error {
             Self::DomainFile { .. } | Self::DomainDisk { .. } => Class::Usage,
             Self::MachineFile { .. } | Self::DiskTooLarge { .. } | Self::Manifest(_) | Self::Link(_) => Class::Usage,
             Self::NoSuchPackage { .. } | Self::VersionName { .. } => Class::Usage,
-            Self::Record { .. } | Self::EmptyOrder => Class::Usage,
             Self::NoSuchDisk { .. } | Self::NoSuchVersion { .. } | Self::Exists(_) | Self::NoExportFile(_) => {
                 Class::Usage
             }
             Self::Damaged { source, .. } | Self::Object { source, .. } | Self::Version { source, .. } => source.class(),
             Self::Key { .. } | Self::KeyExposed { .. } | Self::KeyExists(_) => Class::Usage,
+            Self::Merge(_) | Self::RecordFile { .. } => Class::Usage,
             Self::Findings(_) | Self::BadSignature { .. } | Self::Lost { .. } => Class::Integrity,
             Self::Listen { .. } | Self::Runtime(_) | Self::Random(_) => Class::Host,
             Self::OtherKey { .. } | Self::Serial(_) | Self::OtherContent { .. } => Class::Failure,
             Self::DiskChanged { .. } | Self::Signed(_) | Self::Tree(_) | Self::Compress(_) => Class::Failure,
-            Self::TooManyChunks | Self::Stopped => Class::Failure,
+            Self::TooManyChunks | Self::Order(_) | Self::Stopped => Class::Failure,
         }
     }
 
@@ -386,9 +390,14 @@ impl Told for Error {
             Self::DuplicateDisk(_) => "name each disk: --disk NAME=FILE".into(),
             Self::VersionName { .. } => "`vmnetx-pack log` lists the versions".into(),
             Self::NoSuchPackage { .. } => "`vmnetx-pack list` shows the packages".into(),
-            Self::Record { .. } => "record one with `vmnetx-nbd serve --record-order FILE` or `vmnetx rehearse`".into(),
-            Self::EmptyOrder => "is it the record of another package?".into(),
             Self::Exists(_) => "say --force to replace it".into(),
+            Self::RecordFile { .. } => "give the files that `vmnetx-nbd serve --record-order` writes".into(),
+            Self::Order(OrderError::Count { .. }) => "record a shorter part of what the VM does".into(),
+            Self::Object { object, .. } if object.starts_with("orders/") => {
+                "bring it back from a mirror with `vmnetx-pack repair`, or publish the version's order anew with \
+                 `vmnetx-pack order`"
+                    .into()
+            }
             Self::Damaged { .. } | Self::Object { .. } | Self::Version { .. } | Self::Lost { .. } => {
                 "`vmnetx-pack verify` finds all damage; bring it back from a mirror".into()
             }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde::Serialize;
 use url::Url;
 use vmnetx_format::machine::Machine;
-use vmnetx_format::{Digest, Link, Manifest, Name, Order, PublicKey, Purpose, Title, Version, order_path};
+use vmnetx_format::{Digest, Link, Manifest, Name, PublicKey, Title, Version};
 use vmnetx_store::dir::RepositoryDir;
 use vmnetx_store::trust::Trust;
 use vmnetx_store::{Location, Options, Package, Store};
@@ -14,7 +14,7 @@ use vmnetx_store::{Location, Options, Package, Store};
 use crate::limits::INFO_RETRY_S;
 use crate::local::{LocalImage, LocalLink, NodeKey, Packs, images};
 use crate::remote::open;
-use crate::{Damage, Error, Progress, order};
+use crate::{Damage, Error, OrderInfo, Progress};
 
 /// A package and one of its versions.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -39,24 +39,9 @@ pub struct PackageInfo {
     pub machine: Machine,
     /// The disks.
     pub disks: Vec<DiskInfo>,
-    /// Its orders, as far as they can be read here.
+    /// The orders of the version; only known of a repository on this host.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub orders: Vec<OrderInfo>,
-}
-
-/// An order of a version.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-pub struct OrderInfo {
-    /// Its digest.
-    pub order: Digest,
-    /// What it is an order of.
-    pub purpose: Purpose,
-    /// Its touches.
-    pub touches: u64,
-    /// The chunks and index nodes that it names.
-    pub frames: u64,
-    /// Bytes that it stores once more.
-    pub stored_bytes: u64,
 }
 
 /// The signature of a link.
@@ -131,7 +116,7 @@ pub fn info(location: &Location, trust: &Trust, progress: &dyn Progress) -> Resu
     let Some(found) = LocalLink::find(location)? else {
         let package = remote(location, trust, progress)?;
         let signature = package.signer().map(|key| SignatureInfo { key, good: true });
-        return Ok(describe(package.link(), signature, package.version(), package.manifest(), &[]));
+        return Ok(describe(package.link(), signature, package.version(), package.manifest(), (&[], Vec::new())));
     };
     found.demand(trust)?;
     let version = found.version(location)?;
@@ -142,28 +127,11 @@ pub fn info(location: &Location, trust: &Trust, progress: &dyn Progress) -> Resu
     for image in images(&found.repository, version, &manifest).map_err(unreadable)? {
         stored.push(stored_of(&packs, &image).map_err(unreadable)?);
     }
-    let orders = version.orders.iter().filter_map(|digest| order_info(&found.repository, digest, progress)).collect();
     let signature = found.envelope.signature.as_ref();
     let good = found.envelope.signer().is_ok();
     let signature = signature.map(|signature| SignatureInfo { key: signature.claimed_key(), good });
-    Ok(PackageInfo { orders, ..describe(&found.envelope.link, signature, version, &manifest, &stored) })
-}
-
-/// What an order holds; nothing if it cannot be read, which is told.
-fn order_info(repository: &RepositoryDir, digest: &Digest, progress: &dyn Progress) -> Option<OrderInfo> {
-    match order::read(repository, digest) {
-        Ok(Order { purpose, touches, frames }) => Some(OrderInfo {
-            order: *digest,
-            purpose,
-            touches: touches.len() as u64,
-            frames: frames.len() as u64,
-            stored_bytes: frames.iter().map(|frame| u64::from(frame.place.stored_len)).sum(),
-        }),
-        Err(damage) => {
-            progress.warn(&format!("{}: {damage}", order_path(digest)));
-            None
-        }
-    }
+    let orders = OrderInfo::of(&found.repository, &version.orders);
+    Ok(describe(&found.envelope.link, signature, version, &manifest, (&stored, orders)))
 }
 
 /// Adds up the index of an image. What it names many times over is looked at once.
@@ -238,7 +206,7 @@ fn describe(
     signature: Option<SignatureInfo>,
     version: &Version,
     manifest: &Manifest,
-    stored: &[StoredInfo],
+    (stored, orders): (&[StoredInfo], Vec<OrderInfo>),
 ) -> PackageInfo {
     let disk = |(index, disk): (usize, &vmnetx_format::Disk)| DiskInfo {
         name: disk.name.clone(),
@@ -258,6 +226,6 @@ fn describe(
         version: version.manifest,
         machine: manifest.machine.clone(),
         disks: manifest.disks.iter().enumerate().map(disk).collect(),
-        orders: Vec::new(),
+        orders,
     }
 }

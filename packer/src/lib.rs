@@ -30,9 +30,11 @@ pub use build::{BaseOptions, BuildOptions, BuildReport, DiskReport, LEVEL_DEFAUL
 pub use disk::{ChainFile, DiskError, DiskFile, DiskFormat, FilePart, NbdError};
 pub use error::{Damage, Error};
 pub use export::{ExportOptions, ExportReport, Output, export};
-pub use info::{DiskInfo, ListedPackage, OrderInfo, PackageInfo, SignatureInfo, StoredInfo, VersionInfo, info, list};
+pub use info::{DiskInfo, ListedPackage, PackageInfo, SignatureInfo, StoredInfo, VersionInfo, info, list};
 pub use keys::{KeyReport, generate_key, read_key};
-pub use order::{ORDER_LEVEL_DEFAULT, OrderChoice, OrderOptions, OrderReport, PublishedOrder, order, read_record};
+pub use order::{
+    LaidOrder, ORDER_LEVEL_DEFAULT, OrderChoice, OrderInfo, OrderOptions, OrderReport, publish_order, read_records,
+};
 pub use progress::{Progress, Silent};
 pub use prune::{Objects, PruneOptions, PruneReport, prune};
 pub use push::{Conditions, Endpoint, PrunedObject, PushError, PushOptions, PushReport, PushedLink, Target, push};

@@ -11,6 +11,26 @@ pub const SEALS_WAITING: usize = 4;
 /// Leaves whose layout waits for the pack that is being written; when there are more, that pack is ended early.
 pub const LEAVES_WAITING: usize = 1024;
 
+/// Bytes of an order's plain frames that are compressed at the same time.
+pub const ORDER_BATCH_BYTES: u64 = 8 << 20;
+
+/// Part of an order's plain bytes that an earlier order must have for its frames to be used again; else all are written
+/// anew. Frames that are not in the earlier packs lie in another one, which a reader fetches beside them.
+pub const ORDER_REUSED_MIN: f64 = 0.8;
+
+/// Packs beyond those that an order fills in which it may lie for frames to be used again: each is a range more to fetch.
+pub const ORDER_MORE_PACKS_MAX: u64 = 3;
+
+/// Part of the touched data of the version before that lies where it lay if the new one is an update in place: its order's
+/// touches stay at their blocks then, and follow their data else.
+pub const ORDER_IN_PLACE_MIN: f64 = 0.5;
+
+/// Leaves that are kept while an order is planned: some 40 KiB each.
+pub const ORDER_LEAVES: usize = 1024;
+
+/// Inner nodes that are kept while an order is planned: 8 GiB of an image each.
+pub const ORDER_INNER_NODES: usize = 64;
+
 /// Chunks that one repository's catalogue and one build may know together.
 pub const CHUNKS_MAX: usize = u32::MAX as usize;
 
@@ -25,12 +45,6 @@ pub const REMOTE_READS: usize = 8;
 
 /// Bytes of one such read.
 pub const REMOTE_READ_BYTES: u64 = 2 << 20;
-
-/// Plain bytes of an order's frames that are compressed at the same time.
-pub const ORDER_BATCH_BYTES: u64 = 8 << 20;
-
-/// Frames of an earlier order stay where they are if no more than one of so many bytes is new.
-pub const ORDER_REUSE_PARTS: u64 = 8;
 
 /// Seconds for which `serve` lets requests end after it was told to stop.
 pub const SERVE_GRACE_S: u64 = 5;

@@ -141,8 +141,13 @@ impl LocalImage {
 
     /// That a leaf of it cannot be read.
     pub(crate) fn lost(&self, node: &LeafNode, damage: Damage) -> Error {
-        let start = u64::from(node.leaf) * LEAF_BYTES;
-        let end = (start + LEAF_BYTES).min(self.geometry.size_bytes());
+        self.lost_leaves(node.leaf..node.leaf.saturating_add(1), damage)
+    }
+
+    /// That some leaves of it cannot be read.
+    pub(crate) fn lost_leaves(&self, leaves: Range<u32>, damage: Damage) -> Error {
+        let byte = |leaf: u32| (u64::from(leaf) * LEAF_BYTES).min(self.geometry.size_bytes());
+        let (start, end) = (byte(leaves.start), byte(leaves.end));
         Error::Damaged { disk: self.name.clone(), start, end, source: Box::new(damage) }
     }
 }
@@ -241,25 +246,9 @@ impl Packs {
         Ok((content, layout))
     }
 
-    fn frame(&self, place: &Place, plain_len: u32, digest: &Digest) -> Result<Vec<u8>, Damage> {
+    /// The plain bytes of a frame.
+    pub(crate) fn frame(&self, place: &Place, plain_len: u32, digest: &Digest) -> Result<Vec<u8>, Damage> {
         verified(&self.stored(place)?, plain_len, digest)
-    }
-
-    /// Stored and plain bytes of a frame.
-    pub(crate) fn stored_frame(
-        &self,
-        place: &Place,
-        plain_len: u32,
-        digest: &Digest,
-    ) -> Result<(Vec<u8>, Vec<u8>), Damage> {
-        let stored = self.stored(place)?;
-        let plain = verified(&stored, plain_len, digest)?;
-        Ok((stored, plain))
-    }
-
-    /// Whether a pack is there.
-    pub(crate) fn has(&self, pack: &Digest) -> bool {
-        self.pack(pack).is_ok()
     }
 
     fn stored(&self, place: &Place) -> Result<Vec<u8>, Damage> {

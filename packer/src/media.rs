@@ -78,6 +78,7 @@ mod tests {
             format!("/packs/zz/{file}"),
             format!("/packs/../{pack}"),
             format!("/orders/../{pack}"),
+            format!("/orders/{digest}.layout"),
             format!("/tmp/{digest}.pack"),
             format!("/manifests/{digest}.json.bak"),
             format!("/manifests/{}.json", digest.to_string().to_uppercase()),

@@ -15,20 +15,17 @@ use vmnetx_format::limits::LINK_BYTES_MAX;
 use vmnetx_format::{Digest, Link, Name, Version, layout_path, link_path, manifest_path, order_path};
 use vmnetx_store::dir::{DirError, RepositoryDir};
 
-use crate::local::{LEAF_BYTES, LeafNode, Leaves, LocalImage, NodeKey, Packs, images};
-use crate::{Damage, Error, order};
+use crate::local::{LeafNode, Leaves, LocalImage, NodeKey, Packs, images};
+use crate::order::read_order;
+use crate::{Damage, Error};
 
 /// What some links lead to.
 #[derive(Debug, Default)]
 pub(crate) struct Reach {
     /// The versions that the links name, each link's current one first.
     pub(crate) versions: Vec<ReachedVersion>,
-    /// The packs that hold their chunks and indexes, as far as the indexes can be read.
+    /// The packs that hold their chunks and indexes, as far as the indexes can be read, and the frames of their orders.
     pub(crate) packs: HashSet<Digest>,
-    /// The orders of the versions.
-    pub(crate) orders: HashSet<Digest>,
-    /// The packs among `packs` that hold what orders store once more.
-    pub(crate) order_packs: HashSet<Digest>,
     /// Links, manifests, layout objects and orders that are not as they should be.
     pub(crate) broken: Vec<Broken>,
     /// A part of an image whose nodes cannot be read, if there is one.
@@ -80,7 +77,7 @@ impl Reach {
         }
         let found = finder.found.into_inner().unwrap_or_else(PoisonError::into_inner);
         (reach.packs, reach.lost) = (found.packs, found.lost);
-        reach.packs.extend(&reach.order_packs);
+        reach.add_orders(repository);
         reach
     }
 
@@ -106,13 +103,18 @@ impl Reach {
         self.versions.iter().map(|reached| reached.version.layout).collect()
     }
 
+    /// The order objects of the versions.
+    pub(crate) fn orders(&self) -> HashSet<Digest> {
+        self.versions.iter().flat_map(|reached| &reached.version.orders).copied().collect()
+    }
+
     fn broken(&mut self, object: String, damage: impl Into<Damage>, version: Option<(Digest, String)>) {
         self.broken.push(Broken { object, damage: damage.into(), version });
     }
 
     fn add(&mut self, repository: &RepositoryDir, finder: &Finder, link: &Link) {
         let mut known = HashSet::new();
-        for version in link.versions().filter(|version| known.insert((version.manifest, version.layout))) {
+        for version in link.versions().filter(|version| known.insert(layout_key(version))) {
             let link = link_path(&link.name);
             self.check_sizes(repository, version, &link);
             let opened = open(repository, version);
@@ -123,11 +125,13 @@ impl Reach {
             }
             self.versions.push(ReachedVersion { link, version: version.clone(), whole });
         }
-        let orders = link.versions().flat_map(|version| &version.orders);
-        for digest in orders.filter(|digest| self.orders.insert(**digest)).copied().collect::<Vec<_>>() {
-            match order::read(repository, &digest) {
-                Ok(order) => self.order_packs.extend(order.frames.iter().map(|frame| frame.place.pack)),
-                // Readers do without it.
+    }
+
+    /// A version can be read without its orders: one that is damaged is told, and nothing else is lost with it.
+    fn add_orders(&mut self, repository: &RepositoryDir) {
+        for digest in self.orders() {
+            match read_order(repository, &digest) {
+                Ok(order) => self.packs.extend(order.frames().iter().map(|frame| frame.place.pack)),
                 Err(damage) => self.broken(order_path(&digest), damage, None),
             }
         }
@@ -143,6 +147,13 @@ impl Reach {
             }
         }
     }
+}
+
+/// What decides where a version's data lies: its content, its layout and its orders.
+pub(crate) type LayoutKey = (Digest, Digest, Vec<Digest>);
+
+pub(crate) fn layout_key(version: &Version) -> LayoutKey {
+    (version.manifest, version.layout, version.orders.clone())
 }
 
 impl ReachedVersion {
@@ -209,7 +220,7 @@ impl Finder {
     }
 
     fn lost(&self, image: &LocalImage, leaves: Range<u32>, damage: Damage) {
-        self.lock().lost.get_or_insert_with(|| lost(image, leaves, damage));
+        self.lock().lost.get_or_insert_with(|| image.lost_leaves(leaves, damage));
     }
 
     fn lock(&self) -> MutexGuard<'_, Found> {
@@ -225,15 +236,4 @@ fn open(repository: &RepositoryDir, version: &Version) -> Result<Vec<LocalImage>
         Damage::Repository(DirError::Manifest { .. }) => (manifest_path, damage),
         damage => (layout_path, damage),
     })
-}
-
-/// That the leaves of an image cannot be read.
-fn lost(image: &LocalImage, leaves: Range<u32>, damage: Damage) -> Error {
-    let byte = |leaf: u32| (u64::from(leaf) * LEAF_BYTES).min(image.geometry.size_bytes());
-    Error::Damaged {
-        disk: image.name.clone(),
-        start: byte(leaves.start),
-        end: byte(leaves.end),
-        source: Box::new(damage),
-    }
 }

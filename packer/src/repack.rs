@@ -8,15 +8,16 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use serde::Serialize;
-use vmnetx_format::{Digest, Envelope, Name, NodePlace};
+use vmnetx_format::{Digest, Envelope, Name, NodePlace, order_path};
 use vmnetx_store::dir::{RepositoryDir, Wait};
 
 use crate::build::{Relay, relayout};
 use crate::catalogue::Known;
 use crate::disk::Relaid;
 use crate::local::{LocalImage, Packs};
+use crate::order::read_order;
 use crate::prune::Objects;
-use crate::reach::{Reach, ReachedVersion};
+use crate::reach::{LayoutKey, Reach, ReachedVersion, layout_key};
 use crate::{Error, Progress, Signing};
 
 /// How a repository is to be repacked.
@@ -69,8 +70,7 @@ pub fn repack(options: &RepackOptions, progress: &dyn Progress) -> Result<Repack
     let use_of = Use::read(repository, &reach)?;
     let mut report = RepackReport::default();
     let mut leaving = HashSet::new();
-    // What orders store once more has its own sequence.
-    for pack in reach.packs.difference(&reach.order_packs) {
+    for pack in &reach.packs {
         let (file, used) = (repository.pack(pack)?, use_of.bytes(pack));
         let frames: u64 = file.catalogue()?.entries().map(|(_, entry)| u64::from(entry.stored_len)).sum();
         report.packs.add(file.len());
@@ -87,14 +87,14 @@ pub fn repack(options: &RepackOptions, progress: &dyn Progress) -> Result<Repack
     let mut relays = Vec::new();
     let mut seen = HashSet::new();
     for reached in reach.versions {
-        let key = (reached.version.manifest, reached.version.layout);
+        let key = layout_key(&reached.version);
         if use_of.needs(&key, &leaving) && seen.insert(key) {
             relays.push(relay(repository, reached, &leaving)?);
         }
     }
     report.versions = relays.len() as u64;
     let known = Known::read_without(repository, &leaving, progress)?;
-    let laid = relayout(&publisher, known, relays, options.level, progress)?;
+    let laid = relayout(&publisher, known, relays, &leaving, options.level, progress)?;
     report.written_bytes = laid.written_bytes;
     report.links = laid.publish(&publisher, &links, &options.signing)?;
     Ok(report)
@@ -116,8 +116,8 @@ fn relay(repository: &RepositoryDir, reached: ReachedVersion, leaving: &Arc<Hash
 struct Use {
     /// Offset and length of each frame, so that one that many versions need counts once.
     frames: HashMap<Digest, HashMap<u64, u32>>,
-    /// The packs of each version, by its manifest and layout.
-    packs: HashMap<(Digest, Digest), HashSet<Digest>>,
+    /// The packs of each version.
+    packs: HashMap<LayoutKey, HashSet<Digest>>,
 }
 
 impl Use {
@@ -148,7 +148,14 @@ impl Use {
                     needed.extend(of_leaf.iter());
                 }
             }
-            found.packs.insert((reached.version.manifest, reached.version.layout), needed);
+            for digest in &reached.version.orders {
+                let unreadable = |source| Error::Object { object: order_path(digest), source: Box::new(source) };
+                for frame in read_order(repository, digest).map_err(unreadable)?.frames() {
+                    found.frame(frame.place.pack, frame.place.offset, frame.place.stored_len);
+                    needed.insert(frame.place.pack);
+                }
+            }
+            found.packs.insert(layout_key(&reached.version), needed);
         }
         Ok(found)
     }
@@ -174,7 +181,7 @@ impl Use {
         self.frames.get(pack).map_or(0, |frames| frames.values().map(|&length| u64::from(length)).sum())
     }
 
-    fn needs(&self, version: &(Digest, Digest), packs: &HashSet<Digest>) -> bool {
+    fn needs(&self, version: &LayoutKey, packs: &HashSet<Digest>) -> bool {
         self.packs.get(version).is_some_and(|needed| !needed.is_disjoint(packs))
     }
 }

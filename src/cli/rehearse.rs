@@ -9,7 +9,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use vmnetx_format::{Digest, Name, Record};
 use vmnetx_pack::cli::{SigningArgs, WaitArgs};
-use vmnetx_pack::{LinkOptions, OrderOptions, PublishedOrder, Silent, VersionName, order};
+use vmnetx_pack::{ORDER_LEVEL_DEFAULT, OrderChoice, OrderOptions, OrderReport, Silent, VersionName, publish_order};
 use vmnetx_store::trust::TrustArgs;
 use vmnetx_store::{Location, Options, Recorder, Store, interrupt};
 
@@ -50,9 +50,9 @@ pub(super) struct Args {
     /// What the guest's network cards reach: all that you do, this host's own services included, or nothing.
     #[arg(long, value_enum, default_value_t)]
     network: NetworkArg,
-    /// The zstd level of what the order stores [default: 19]
-    #[arg(long, value_name = "LEVEL", value_parser = clap::value_parser!(i32).range(1..=22))]
-    order_level: Option<i32>,
+    /// The zstd level of what the order stores.
+    #[arg(long, value_name = "LEVEL", default_value_t = ORDER_LEVEL_DEFAULT, value_parser = clap::value_parser!(i32).range(1..=22))]
+    order_level: i32,
     /// The QEMU to run; qemu-img is looked for beside it first.
     #[arg(long, value_name = "PATH", default_value = "qemu-system-x86_64")]
     qemu: PathBuf,
@@ -86,9 +86,16 @@ pub(super) async fn run(args: Args) -> Result<(), Error> {
         of = Some((name, version));
     }
     let Some((name, version)) = of else { return Ok(()) };
-    let link = LinkOptions { repository: args.repo, name, signing, wait: args.wait.wait() };
-    let wanted = OrderOptions { records, version: VersionName::Starts(version.to_string()), level: args.order_level };
-    let publishing = tokio::task::spawn_blocking(move || order(&link, &wanted, &Silent));
+    let options = OrderOptions {
+        repository: args.repo,
+        name,
+        version: VersionName::Starts(version.to_string()),
+        choice: OrderChoice::Records(records),
+        level: args.order_level,
+        signing,
+        wait: args.wait.wait(),
+    };
+    let publishing = tokio::task::spawn_blocking(move || publish_order(&options, &Silent));
     let report = publishing.await.map_err(|error| Error::Runtime(std::io::Error::other(error)))??;
     put(&report, args.json);
     Ok(())
@@ -132,7 +139,7 @@ async fn rehearse(args: &Args, shutdown: &CancellationToken) -> Result<Option<Re
     if outcome == Outcome::Closed {
         tracing::warn!("the VM was closed; what it has read until then is taken");
     }
-    let record = recorder.record();
+    let record = recorder.record().map_err(|error| Error::Runtime(std::io::Error::other(error)))?;
     if record.touches.is_empty() {
         return Err(Error::NothingRead);
     }
@@ -160,20 +167,18 @@ async fn watch(recorder: Arc<Recorder>, quiet_for: Duration, at_most: Duration, 
     over.cancel();
 }
 
-fn put(report: &PublishedOrder, json: bool) {
-    let order = &report.order;
+fn put(report: &OrderReport, json: bool) {
     let text = if json {
         // Numbers and text always serialise.
         serde_json::to_string(report).unwrap_or_default()
     } else {
         let megabytes = |bytes: u64| bytes as f64 / 1e6;
+        let bytes = report.orders.iter().map(|order| order.info.stored_bytes).sum();
         format!(
-            "{} has the order {} (serial {}): {} first touches, {:.1} MB that a boot fetches ahead",
-            report.name,
-            order.order,
-            report.serial,
-            order.touches,
-            megabytes(order.stored_bytes),
+            "{} fetches {:.1} MB ahead when it boots (serial {})",
+            report.named.name,
+            megabytes(bytes),
+            report.named.serial
         )
     };
     let _ = writeln!(std::io::stdout(), "{text}");

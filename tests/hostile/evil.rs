@@ -8,7 +8,8 @@ use tempfile::TempDir;
 use vmnetx_format::machine::Machine;
 use vmnetx_format::{
     BLOCK_BYTES, Chunker, Compressor, ContentInner, ContentLeaf, Digest, Disk, Envelope, Kind, LayoutInner, LayoutLeaf,
-    LayoutObject, Link, Manifest, NodePlace, PackBuilder, Place, Roots, Version, layout_path, manifest_path, pack_path,
+    LayoutObject, Link, Manifest, NodePlace, OrderFrame, PackBuilder, Place, Roots, Version, layout_path,
+    manifest_path, order_path, pack_path,
 };
 
 const MACHINE: &str = "machine = \"pc-i440fx-7.2\"\nmemory_mib = 64\n[cpu]\nmodel = \"qemu64\"\n";
@@ -84,6 +85,30 @@ impl Evil {
             assert!(text.contains(from), "{from} is not in {text}");
             *bytes = text.replacen(from, to, 1).into_bytes();
         })
+    }
+
+    /// A repository in which nothing is wrong but, perhaps, the order of the version: it is made for the place of the
+    /// chunk of noise, which is stored as it is.
+    pub(crate) fn ordered(order: impl FnOnce(&OrderFrame) -> Vec<u8>) -> Self {
+        let evil = Self::good();
+        let noise = &chunks()[1];
+        let packs = fs::read_dir(evil.root().join("packs")).unwrap().map(|folder| folder.unwrap().path());
+        let mut packs =
+            packs.flat_map(|folder| fs::read_dir(folder).unwrap()).map(|file| fs::read(file.unwrap().path()));
+        let find = |pack: std::io::Result<Vec<u8>>| {
+            let pack = pack.unwrap();
+            let offset = pack.windows(noise.len()).position(|bytes| bytes == noise)?;
+            Some(Place { pack: Digest::of(&pack), offset: offset as u64, stored_len: noise.len() as u32 })
+        };
+        let place = packs.find_map(find).unwrap();
+        let frame = OrderFrame { digest: Digest::of(noise), plain_len: noise.len() as u32, place };
+        let order = order(&frame);
+        let digest = Digest::of(&order);
+        put(evil.root(), &order_path(&digest), &order);
+        let mut link = Envelope::decode(&fs::read(evil.link()).unwrap()).unwrap().link;
+        link.current.orders = vec![digest];
+        put(evil.root(), "vm.vmnetx", &Envelope::unsigned(link).unwrap().encode());
+        evil
     }
 
     fn new(edit: impl Fn(Stage, &mut Vec<u8>, &Known)) -> Self {

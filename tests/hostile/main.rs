@@ -6,6 +6,7 @@
 mod evil;
 mod link;
 mod manifest;
+mod orders;
 mod packs;
 mod readers;
 mod server;

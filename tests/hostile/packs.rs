@@ -94,7 +94,7 @@ fn catalogues_that_lie_are_found_by_verify() {
             |pack| recatalogued(pack, &catalogue(1 << 18, 1 << 18, 0, [0, 0]), |_| ()),
             "stored length is 0",
         ),
-        ("an unknown kind", |pack| recatalogued(pack, &catalogue(1, 1, 3, [4096, 1]), |_| ()), "tag"),
+        ("an unknown kind", |pack| recatalogued(pack, &catalogue(1, 1, 4, [4096, 1]), |_| ()), "tag"),
         ("a frame of 4 GiB", |pack| recatalogued(pack, &catalogue(1, 1, 0, [1 << 32, 1]), |_| ()), "plain length"),
         ("frames that do not add up", |pack| recatalogued(pack, &catalogue(2, 2, 0, [4096, 100]), |_| ()), "add up"),
         (

@@ -243,7 +243,7 @@ fn a_rehearsed_guest_finds_what_it_reads_already_fetched() {
     bench.assert_clean();
     let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!(report["version"].as_str(), Some(bench.version().as_str()), "the version stays what it was");
-    assert!(report["touches"].as_u64().unwrap() > 10, "{report}");
+    assert!(report["orders"][0]["touches"].as_u64().unwrap() > 10, "{report}");
 
     let output = finish(bench.run(&web.link(), &[]));
     let (said, log) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use tempfile::TempDir;
 use vmnetx_format::machine::Machine;
-use vmnetx_pack::{BuildOptions, DiskFile, LEVEL_DEFAULT, OrderChoice, Signing, Silent, build};
+use vmnetx_pack::{BuildOptions, DiskFile, LEVEL_DEFAULT, ORDER_LEVEL_DEFAULT, OrderChoice, Signing, Silent, build};
 use vmnetx_store::dir::Wait;
 use vmnetx_store::{Image, Location, Options, Package, Store};
 
@@ -57,8 +57,8 @@ impl Published {
             chunker: None,
             keep: None,
             level: LEVEL_DEFAULT,
-            order: OrderChoice::Inherit,
-            order_level: None,
+            orders: OrderChoice::Inherit,
+            order_level: ORDER_LEVEL_DEFAULT,
             signing: Signing::default(),
             wait: Wait::No,
         }

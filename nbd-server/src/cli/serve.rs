@@ -121,11 +121,12 @@ pub(super) async fn run(args: Args) -> Result<(), Error> {
 
 /// Writes what was recorded, all of it or nothing.
 fn write_record(recorder: &Recorder, file: &Path) -> Result<(), Error> {
-    let record = recorder.record();
     let cannot = |source: std::io::Error| Error::Record { file: file.to_owned(), source };
+    let record = recorder.record().map_err(|error| cannot(std::io::Error::other(error)))?;
+    let bytes = record.encode().map_err(|error| cannot(std::io::Error::other(error)))?;
     let dir = file.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let mut written = tempfile::NamedTempFile::new_in(dir).map_err(cannot)?;
-    written.write_all(&record.encode()).map_err(cannot)?;
+    written.write_all(&bytes).map_err(cannot)?;
     written.as_file().sync_all().map_err(cannot)?;
     written.persist(file).map_err(|error| cannot(error.error))?;
     say(&format!("recorded {} first touches in {}", record.touches.len(), file.display()));

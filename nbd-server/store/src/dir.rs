@@ -27,8 +27,10 @@ mod tombstones;
 pub use publisher::{Publisher, TemporaryObject, Wait};
 pub use tombstones::Tombstones;
 
-/// The folders of a repository that hold objects.
+/// The folders of a repository that hold objects, and that each has.
 const OBJECT_FOLDERS: [&str; 3] = ["manifests", "layouts", "packs"];
+/// The folder for orders. A repository may have none, and then perhaps lost the empty folder when it was copied.
+const ORDERS_FOLDER: &str = "orders";
 /// The folder for objects that are being written.
 const TEMPORARY_FOLDER: &str = "tmp";
 /// The file whose lock the publisher holds, and which says who that is.
@@ -194,13 +196,13 @@ impl RepositoryDir {
     pub fn create(root: impl Into<PathBuf>) -> Result<Self, DirError> {
         let root = root.into();
         fs::create_dir_all(&root).map_err(io_error("create repository", &root))?;
-        let made = || OBJECT_FOLDERS.iter().chain([&TEMPORARY_FOLDER]);
+        let made = || OBJECT_FOLDERS.iter().chain([&ORDERS_FOLDER, &TEMPORARY_FOLDER]);
         if made().any(|folder| !root.join(folder).is_dir()) {
             // A publisher that died here left some of the folders; anything else is not ours.
             let ours =
                 |name: &str| name == LOCK_FILE || name == TOMBSTONES_FILE || made().any(|folder| *folder == name);
             if let Some(found) = entries(&root)?.into_iter().find(|(name, _)| !ours(name)) {
-                // A repository without tmp/ is one that was copied by a tool that leaves out empty folders.
+                // A repository without tmp/ or orders/ is one that was copied by a tool that leaves out empty folders.
                 Self::open(&root).map_err(|_| DirError::NotEmpty { path: root.clone(), found: found.0 })?;
             }
             for folder in made() {
@@ -323,14 +325,15 @@ impl RepositoryDir {
         Ok(listing.sorted())
     }
 
-    /// The orders that are there; a repository that was made before there were orders has no folder for them.
+    /// The order objects that are there.
     ///
     /// # Errors
     /// [`DirError::Io`].
     pub fn orders(&self) -> Result<Listing, DirError> {
         let mut listing = Listing::default();
-        if self.root.join("orders").is_dir() {
-            self.list("orders", ".order", order_path, &mut listing)?;
+        match self.list(ORDERS_FOLDER, ".order", order_path, &mut listing) {
+            Err(error) if error.is_not_found() => {}
+            listed => listed?,
         }
         Ok(listing.sorted())
     }

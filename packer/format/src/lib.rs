@@ -1,4 +1,4 @@
-//! The VMNetX package format, number 0: chunks, trees, packs, manifests and links, without I/O.
+//! The VMNetX package format, number 0: chunks, trees, packs, orders, manifests and links, without I/O.
 //!
 //! `docs/format.md` describes the bytes. Nothing in this crate opens a file or a socket, reads a clock or starts a
 //! thread; it turns bytes into checked values and back. Bytes are taken for hostile: no decoder panics, none allocates
@@ -29,7 +29,9 @@ pub use frame::{Compressor, FrameError, decode_frame};
 pub use link::{Envelope, Link, LinkError, Version};
 pub use manifest::{Disk, Manifest, ManifestError, Memory, RamBlock};
 pub use name::{Name, NameError, Title};
-pub use order::{Order, OrderError, OrderFrame, Purpose, Record, RecordError, RecordTouch, Touch};
+pub use order::{
+    Covered, MergeError, Order, OrderError, OrderFrame, Purpose, Record, RecordError, RecordTouch, Touch, merge,
+};
 pub use pack::{Catalogue, Entry, Kind, PackBuilder, PackError, Trailer};
 pub use paths::{LINK_SUFFIX, layout_path, link_path, manifest_path, order_path, pack_path};
 pub use signature::{Hex, KeyError, PublicKey, SecretKey, Signature, SignatureError};

@@ -13,6 +13,9 @@ pub const ROOT_FANOUT_MAX: u32 = 4096;
 pub const IMAGE_BYTES_MAX: u64 =
     LEAF_BLOCKS as u64 * INNER_FANOUT as u64 * ROOT_FANOUT_MAX as u64 * crate::BLOCK_BYTES as u64;
 
+/// Blocks of the largest image.
+pub const IMAGE_BLOCKS_MAX: u64 = IMAGE_BYTES_MAX / crate::BLOCK_BYTES as u64;
+
 /// Blocks of the longest chunk that a reader accepts: 4 MiB.
 pub const CHUNK_BLOCKS_MAX: u32 = 1024;
 
@@ -31,7 +34,7 @@ pub const PACK_BYTES_TARGET: u64 = 32 << 20;
 /// Bytes of the largest pack that a reader accepts.
 pub const PACK_BYTES_MAX: u64 = 1 << 30;
 
-/// Packs that one layout node names.
+/// Packs that one layout node or one order names.
 pub const NODE_PACKS_MAX: u32 = 8192;
 
 /// Bytes of a link file.
@@ -55,20 +58,20 @@ pub const URL_BYTES_MAX: usize = 2048;
 /// Orders of one version.
 pub const ORDERS_MAX: usize = 16;
 
-/// Bytes of an order.
+/// Bytes of an order object. Touches and frames as many as there may be take less, whatever they are.
 pub const ORDER_BYTES_MAX: u64 = 16 << 20;
 
-/// Touches of an order or of a record.
-pub const ORDER_TOUCHES_MAX: u32 = 1 << 20;
+/// Touches of an order, and of a record.
+pub const ORDER_TOUCHES_MAX: u32 = 1 << 17;
 
-/// Blocks that the touches of an order or of a record have together: 16 GiB.
-pub const ORDER_BLOCKS_MAX: u64 = 1 << 22;
-
-/// Frames of an order.
+/// Frames of an order: 8 GiB of chunks of the usual length.
 pub const ORDER_FRAMES_MAX: u32 = 1 << 18;
 
-/// Bytes of a file with a record.
-pub const RECORD_BYTES_MAX: u64 = 64 << 20;
+/// Bytes of a record of touches.
+pub const RECORD_BYTES_MAX: u64 = 16 << 20;
+
+/// Records that are merged into one order.
+pub const RECORDS_MAX: usize = 16;
 
 /// Public keys of one list.
 pub const KEYS_MAX: usize = 64;
@@ -81,6 +84,9 @@ pub const DISKS_MAX: usize = 16;
 
 /// RAM blocks of a package's memory.
 pub const RAM_BLOCKS_MAX: usize = 256;
+
+/// Images of a package: its disks and RAM blocks.
+pub const IMAGES_MAX: u32 = (DISKS_MAX + RAM_BLOCKS_MAX) as u32;
 
 /// Bytes of a RAM block's name, as QEMU limits it (`RAMBlock.idstr`).
 pub const RAM_BLOCK_NAME_BYTES_MAX: usize = 255;

@@ -189,11 +189,6 @@ impl Link {
         std::iter::once(&self.current).chain(&self.retained)
     }
 
-    /// The same, to be changed.
-    pub fn versions_mut(&mut self) -> impl Iterator<Item = &mut Version> {
-        std::iter::once(&mut self.current).chain(&mut self.retained)
-    }
-
     /// The version of this identity, current or retained.
     #[must_use]
     pub fn version(&self, manifest: &Digest) -> Option<&Version> {

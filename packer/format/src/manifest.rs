@@ -166,6 +166,13 @@ impl Manifest {
         disks.chain(blocks).map(shape).collect()
     }
 
+    /// The names of the images, in the order of [`Self::images`]. A RAM block may be called as a disk is: a name means the
+    /// first image that has it.
+    pub fn image_names(&self) -> impl Iterator<Item = &str> {
+        let disks = self.disks.iter().map(|disk| disk.name.as_str());
+        disks.chain(self.memory.iter().flat_map(|memory| &memory.blocks).map(|block| block.name.as_str()))
+    }
+
     fn check(&self) -> Result<(), ManifestError> {
         count("disks", self.disks.len(), 1, DISKS_MAX)?;
         if let Some(memory) = &self.memory {

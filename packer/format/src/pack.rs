@@ -20,7 +20,7 @@ pub enum Kind {
     Content,
     /// A node of a layout tree.
     Layout,
-    /// A chunk or a node that is stored elsewhere too, and here for an order: layouts do not lead to it.
+    /// A chunk or a node that lies elsewhere too, stored once more for an order. No layout leads to it.
     Copy,
 }
 
@@ -245,11 +245,7 @@ impl Catalogue {
 
     fn read(plain: &[u8]) -> Result<Self, WireError> {
         let mut reader = Reader::new(plain);
-        let count = reader.bounded_u32("the number of frames", PACK_ENTRIES_MAX)?;
-        // Every entry takes 35 bytes or more: a count that the bytes cannot hold is refused before it is allocated.
-        if count as usize > plain.len() / 35 {
-            return Err(WireError::Short);
-        }
+        let count = reader.count("the number of frames", PACK_ENTRIES_MAX, 35)?;
         let mut entries = Vec::with_capacity(count as usize);
         for _ in 0..count {
             let kind = match reader.array()? {

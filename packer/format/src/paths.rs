@@ -23,7 +23,7 @@ pub fn layout_path(digest: &Digest) -> String {
     format!("layouts/{digest}.layout")
 }
 
-/// The order known by `digest`.
+/// The order object known by `digest`.
 #[must_use]
 pub fn order_path(digest: &Digest) -> String {
     format!("orders/{digest}.order")

@@ -87,6 +87,13 @@ impl<'a> Reader<'a> {
         }
     }
 
+    /// The [`Self::bounded_u32`] number of entries that follow, each of `entry_bytes_min` bytes or more: one that the
+    /// bytes left cannot hold is refused before it is allocated.
+    pub(crate) fn count(&mut self, what: &'static str, max: u32, entry_bytes_min: usize) -> Result<u32, WireError> {
+        let count = self.bounded_u32(what, max)?;
+        if count as usize > self.0.len() / entry_bytes_min { Err(WireError::Short) } else { Ok(count) }
+    }
+
     /// A signed integer in zigzag form.
     pub(crate) fn zigzag(&mut self) -> Result<i64, WireError> {
         let value = self.varint()?;

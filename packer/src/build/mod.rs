@@ -8,6 +8,7 @@ mod publish;
 mod relayout;
 mod writer;
 
+use std::collections::HashSet;
 use std::path::PathBuf;
 
 use serde::Serialize;
@@ -16,17 +17,19 @@ use vmnetx_format::limits::DISKS_MAX;
 use vmnetx_format::machine::Machine;
 use vmnetx_format::{Chunker, Digest, Disk, Envelope, Manifest, Name, PublicKey, Roots, Title};
 use vmnetx_store::dir::{Publisher, RepositoryDir, Wait};
+use vmnetx_store::failure::describe;
 
 use self::inputs::Inputs;
 pub use self::inputs::{BaseOptions, DiskReport};
+pub(crate) use self::pack_writer::{PackTable, PackWriter, seal_all};
 pub(crate) use self::pipeline::Compressors;
-use self::pipeline::{Input, Job};
+use self::pipeline::{Built, Input, Job};
 pub(crate) use self::relayout::{Relay, relayout};
 use crate::catalogue::Known;
 use crate::disk::DiskFile;
 use crate::local::LocalImage;
-use crate::order::{self, Lay};
-use crate::{Error, OrderChoice, OrderReport, Progress, Signing};
+use crate::order::{Laying, add_records, follow_data, inherited};
+use crate::{Error, LaidOrder, OrderChoice, Progress, Signing};
 
 /// zstd level of chunks unless the publisher says otherwise; `docs/decisions/` has the measurement.
 pub const LEVEL_DEFAULT: i32 = 4;
@@ -56,10 +59,10 @@ pub struct BuildOptions {
     pub keep: Option<usize>,
     /// zstd level of chunks, 1 to 22.
     pub level: i32,
-    /// The order that the version gets.
-    pub order: OrderChoice,
-    /// zstd level of what an order stores; nothing for the usual one.
-    pub order_level: Option<i32>,
+    /// What becomes of the orders of the version before, or of the base.
+    pub orders: OrderChoice,
+    /// zstd level of the orders' frames, 1 to 22. Frames that an earlier order has are left as they are.
+    pub order_level: i32,
     /// Who signs the link.
     pub signing: Signing,
     /// Whether to wait for another publisher.
@@ -100,11 +103,11 @@ pub struct BuildReport {
     pub new_chunks: u64,
     /// Plain bytes of those.
     pub new_bytes: u64,
-    /// Bytes of packs, manifest and layout that were written, without those for the order.
+    /// Bytes of packs, manifest and layout that were written, without those of orders.
     pub written_bytes: u64,
-    /// The order that the version has: what it stores once more, and what of that was written now.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub order: Option<OrderReport>,
+    /// The version's orders. What is stored for them is stored for the chunks, too.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub orders: Vec<LaidOrder>,
 }
 
 /// Publishes a version of a package.
@@ -164,18 +167,67 @@ fn publish_inputs(
         chunker: disk.chunker,
     });
     let manifest = Manifest::new(machine, manifest_disks.collect(), None)?;
-    let image = |(disk, roots): (&Input, &Roots)| LocalImage {
-        name: disk.name.clone(),
-        geometry: disk.source.geometry(),
+    let orders = lay_orders(publisher, options, before.as_ref(), &manifest, &built, progress)?;
+    publish::publish(publisher, options, before, &manifest, (built, orders), reports)
+}
+
+/// Lays out the orders of the version that was built.
+fn lay_orders(
+    publisher: &Publisher,
+    options: &BuildOptions,
+    before: Option<&Envelope>,
+    manifest: &Manifest,
+    built: &Built,
+    progress: &dyn Progress,
+) -> Result<Vec<LaidOrder>, Error> {
+    let repository = publisher.repository();
+    let images = images_of(manifest, &built.images)?;
+    let mut wanted = Vec::new();
+    if let Some(envelope) = before.filter(|_| options.orders != OrderChoice::Drop) {
+        let link = &envelope.link;
+        // A version that was published before has its own.
+        let twin = link.version(&Digest::of(&manifest.encode()));
+        let from = match (twin, &options.base) {
+            (Some(twin), _) => twin,
+            (None, Some(base)) => base.version.find(link)?,
+            (None, None) => &link.current,
+        };
+        match repository.manifest(from) {
+            Ok(old) => {
+                wanted = inherited(repository, (from, &old), manifest, progress);
+                if twin.is_none() && options.orders == OrderChoice::Inherit {
+                    follow_data(repository, (from, &old), &images, &mut wanted, progress);
+                }
+            }
+            Err(_) if from.orders.is_empty() => {}
+            Err(error) => progress.warn(&format!("no order is inherited: {}", describe(&error))),
+        }
+    }
+    if let OrderChoice::Records(records) = &options.orders {
+        add_records(&mut wanted, records, manifest, progress)?;
+    }
+    let without = HashSet::new();
+    let laying = Laying { publisher, level: options.order_level, without: &without, progress };
+    match laying.all(&images, &wanted) {
+        // What was published is no reason not to publish.
+        Err(Error::Order(error)) if options.orders == OrderChoice::Inherit => {
+            progress.warn(&format!("no order is inherited: {}", describe(&Error::Order(error))));
+            Ok(Vec::new())
+        }
+        laid => laid,
+    }
+}
+
+/// The images of a version that was laid out just now.
+fn images_of(manifest: &Manifest, roots: &[Roots]) -> Result<Vec<LocalImage>, Error> {
+    let shapes = manifest.images()?;
+    let images = manifest.image_names().zip(shapes).zip(roots);
+    let image = |((name, (geometry, _)), roots): ((&str, _), &Roots)| LocalImage {
+        name: name.to_owned(),
+        geometry,
         roots: roots.clone(),
     };
-    let images: Vec<LocalImage> = disks.iter().zip(&built.images).map(image).collect();
-    let lay = Lay { publisher, images: &images, level: options.order_level, earlier: &[], progress };
-    // The version may be there already, and then has its own order.
-    let link = before.as_ref().map(|envelope| &envelope.link);
-    let followed = link.map(|link| link.version(&Digest::of(&manifest.encode())).unwrap_or(&link.current));
-    let order = order::of_build(&options.order, &lay, &manifest, followed)?;
-    publish::publish(publisher, options, before, &manifest, built, publish::Made { disks: reports, order })
+    Ok(images.map(image).collect())
 }
 
 /// Checks the names of the disks in their order, and whether the machine has just these.

@@ -15,10 +15,10 @@ const WRITE_BYTES: usize = 1 << 20;
 
 /// The packs that places refer to by number. One that is still being written has no digest.
 #[derive(Debug)]
-pub(super) struct PackTable(Vec<Option<Digest>>);
+pub(crate) struct PackTable(Vec<Option<Digest>>);
 
 /// Writes one pack after the other.
-pub(super) struct PackWriter<'a> {
+pub(crate) struct PackWriter<'a> {
     publisher: &'a Publisher,
     sealer: SyncSender<Sealed<'a>>,
     open: Option<OpenPack<'a>>,
@@ -26,7 +26,7 @@ pub(super) struct PackWriter<'a> {
 }
 
 /// A pack whose bytes are complete but perhaps not on the disk.
-pub(super) struct Sealed<'a> {
+pub(crate) struct Sealed<'a> {
     object: TemporaryObject<'a>,
     digest: Digest,
 }
@@ -38,12 +38,12 @@ struct OpenPack<'a> {
 }
 
 impl PackTable {
-    pub(super) fn new(packs: &[Digest]) -> Self {
+    pub(crate) fn new(packs: &[Digest]) -> Self {
         Self(packs.iter().copied().map(Some).collect())
     }
 
     /// The digest of a pack, if it is finished.
-    pub(super) fn digest(&self, number: u32) -> Option<Digest> {
+    pub(crate) fn digest(&self, number: u32) -> Option<Digest> {
         self.0.get(number as usize).copied().flatten()
     }
 
@@ -60,17 +60,17 @@ impl PackTable {
 }
 
 impl<'a> PackWriter<'a> {
-    pub(super) fn new(publisher: &'a Publisher, sealer: SyncSender<Sealed<'a>>) -> Self {
+    pub(crate) fn new(publisher: &'a Publisher, sealer: SyncSender<Sealed<'a>>) -> Self {
         Self { publisher, sealer, open: None, written_bytes: 0 }
     }
 
     /// Bytes of all packs so far.
-    pub(super) fn written_bytes(&self) -> u64 {
+    pub(crate) fn written_bytes(&self) -> u64 {
         self.written_bytes + self.open.as_ref().map_or(0, |pack| pack.builder.len())
     }
 
     /// Makes sure that the next `bytes` of frames go into one pack.
-    pub(super) fn keep_together(&mut self, table: &mut PackTable, bytes: u64) -> Result<(), Error> {
+    pub(crate) fn keep_together(&mut self, table: &mut PackTable, bytes: u64) -> Result<(), Error> {
         match &self.open {
             Some(pack) if pack.builder.is_full() || pack.builder.len() + bytes > PACK_BYTES_TARGET => {
                 self.finish(table)
@@ -80,7 +80,7 @@ impl<'a> PackWriter<'a> {
     }
 
     /// Appends a frame to the open pack, wherever that leads to.
-    pub(super) fn append(
+    pub(crate) fn append(
         &mut self,
         table: &mut PackTable,
         kind: Kind,
@@ -98,7 +98,7 @@ impl<'a> PackWriter<'a> {
     }
 
     /// Ends the open pack, if there is one.
-    pub(super) fn finish(&mut self, table: &mut PackTable) -> Result<(), Error> {
+    pub(crate) fn finish(&mut self, table: &mut PackTable) -> Result<(), Error> {
         let Some(mut pack) = self.open.take() else { return Ok(()) };
         let frames_bytes = pack.builder.len();
         let (footer, digest) = std::mem::take(&mut pack.builder).finish().map_err(Error::Compress)?;
@@ -124,7 +124,7 @@ impl<'a> OpenPack<'a> {
 }
 
 /// Flushes packs to the disk and gives them their names until there are no more.
-pub(super) fn seal_all(packs: Receiver<Sealed<'_>>) -> Result<(), Error> {
+pub(crate) fn seal_all(packs: Receiver<Sealed<'_>>) -> Result<(), Error> {
     for Sealed { object, digest } in packs {
         object.commit(&pack_path(&digest), &digest)?;
     }

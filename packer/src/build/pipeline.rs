@@ -117,10 +117,11 @@ pub(crate) struct Compressors {
 }
 
 impl Compressors {
-    pub(crate) const fn new(level: i32) -> Self {
-        Self { level, free: Mutex::new(Vec::new()) }
+    pub(crate) fn new(level: i32) -> Self {
+        Self { level, free: Mutex::default() }
     }
 
+    /// The frame of `plain`.
     pub(crate) fn encode(&self, plain: &[u8]) -> Result<Vec<u8>, Error> {
         let free = || self.free.lock().unwrap_or_else(PoisonError::into_inner);
         let taken = free().pop();

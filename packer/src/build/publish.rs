@@ -6,15 +6,9 @@ use vmnetx_store::dir::Publisher;
 use super::pipeline::Built;
 use super::{BuildOptions, BuildReport, DiskReport};
 use crate::prune::unix_s;
+use crate::reach::layout_key;
 use crate::versions::{keep, succeed};
-use crate::{Error, OrderReport};
-
-/// What else was made for the version.
-pub(super) struct Made {
-    /// What each disk was read from.
-    pub(super) disks: Vec<DiskReport>,
-    pub(super) order: Option<OrderReport>,
-}
+use crate::{Error, LaidOrder};
 
 /// Writes manifest and layout object and replaces the link, unless it says all of that already.
 pub(super) fn publish(
@@ -22,8 +16,8 @@ pub(super) fn publish(
     options: &BuildOptions,
     before: Option<Envelope>,
     manifest: &Manifest,
-    Built { images, counts }: Built,
-    Made { disks, order }: Made,
+    (Built { images, counts }, orders): (Built, Vec<LaidOrder>),
+    disks: Vec<DiskReport>,
 ) -> Result<BuildReport, Error> {
     let manifest_bytes = manifest.encode();
     let layout_bytes = LayoutObject { images }.encode();
@@ -32,7 +26,7 @@ pub(super) fn publish(
         manifest_bytes: manifest_bytes.len() as u64,
         layout: Digest::of(&layout_bytes),
         layout_bytes: layout_bytes.len() as u64,
-        orders: order.iter().map(|order| order.order).collect(),
+        orders: orders.iter().map(|order| order.info.order).collect(),
         published_unix_s: unix_s(),
         pinned: false,
     };
@@ -69,7 +63,7 @@ pub(super) fn publish(
         new_chunks: counts.new_chunks,
         new_bytes: counts.new_bytes,
         written_bytes,
-        order,
+        orders,
     })
 }
 
@@ -89,7 +83,7 @@ fn next_link(options: &BuildOptions, old: Option<&Link>, version: Version) -> Li
         retained: Vec::new(),
     };
     let Some(old) = old else { return fresh(version) };
-    let same = |a: &Version, b: &Version| a.manifest == b.manifest && a.layout == b.layout && a.orders == b.orders;
+    let same = |a: &Version, b: &Version| layout_key(a) == layout_key(b);
     if same(&old.current, &version) && old.title == title && old.repositories == repositories {
         return old.clone();
     }

@@ -1,16 +1,17 @@
 //! Lays published versions out anew: their chunks and indexes go to other packs, while their identity stays what it was.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
-use vmnetx_format::{Digest, Envelope, Geometry, LayoutObject, Link, Manifest, Name, Roots, Version, layout_path};
+use vmnetx_format::{Digest, Envelope, LayoutObject, Link, Manifest, Name, Roots, Version, layout_path};
 use vmnetx_store::dir::Publisher;
 
+use super::images_of;
 use super::pipeline::{self, Input, Job};
 use crate::catalogue::Known;
 use crate::disk::Relaid;
-use crate::local::LocalImage;
-use crate::order::{self, Lay};
-use crate::{Error, Progress, Signing};
+use crate::order::{Laying, inherited};
+use crate::reach::{LayoutKey, layout_key};
+use crate::{Error, ORDER_LEVEL_DEFAULT, Progress, Signing};
 
 /// A version that is to be laid out anew.
 pub(crate) struct Relay {
@@ -22,13 +23,14 @@ pub(crate) struct Relay {
 
 /// Versions that were laid out anew.
 pub(crate) struct Laid {
-    /// By manifest and the layout that was: the version as links shall name it.
-    versions: HashMap<(Digest, Digest), Version>,
-    /// Bytes of the packs that were written.
+    /// By what it was: the version as links shall name it.
+    versions: HashMap<LayoutKey, Version>,
+    /// Bytes of the packs that were written, those of orders among them.
     pub(crate) written_bytes: u64,
 }
 
-/// Lays versions out anew, with chunks of `known` alone and those that their images give.
+/// Lays versions out anew, with chunks of `known` alone and those that their images give, and their orders without those of
+/// `leaving` packs.
 ///
 /// # Errors
 /// [`Error`] when something cannot be read or written, or is not what its manifest says. Nothing that is published has
@@ -37,6 +39,7 @@ pub(crate) fn relayout(
     publisher: &Publisher,
     known: Known,
     relays: Vec<Relay>,
+    leaving: &HashSet<Digest>,
     level: i32,
     progress: &dyn Progress,
 ) -> Result<Laid, Error> {
@@ -67,11 +70,15 @@ pub(crate) fn relayout(
     for (version, manifest, count) in versions {
         let roots: Vec<Roots> = images.by_ref().take(count).collect();
         check(&manifest, &version, &roots)?;
-        let orders = lay_orders(publisher, &manifest, &version, &roots, progress)?;
+        let laying = Laying { publisher, level: ORDER_LEVEL_DEFAULT, without: leaving, progress };
+        let wanted = inherited(publisher.repository(), (&version, &manifest), &manifest, progress);
+        let orders = laying.all(&images_of(&manifest, &roots)?, &wanted)?;
+        laid.written_bytes += orders.iter().map(|order| order.written_bytes).sum::<u64>();
+        let orders = orders.iter().map(|order| order.info.order).collect();
         let layout = LayoutObject { images: roots }.encode();
         let (digest, layout_bytes) = (Digest::of(&layout), layout.len() as u64);
         publisher.put(&layout_path(&digest), &digest, &layout)?;
-        let key = (version.manifest, version.layout);
+        let key = layout_key(&version);
         laid.versions.insert(key, Version { layout: digest, layout_bytes, orders, ..version });
     }
     Ok(laid)
@@ -102,7 +109,7 @@ impl Laid {
     }
 
     fn link(&self, old: &Link) -> Link {
-        let laid = |version: &Version| match self.versions.get(&(version.manifest, version.layout)) {
+        let laid = |version: &Version| match self.versions.get(&layout_key(version)) {
             // All else that the link says of the version is the link's own.
             Some(new) => Version {
                 layout: new.layout,
@@ -116,27 +123,6 @@ impl Laid {
             Link { current: laid(&old.current), retained: old.retained.iter().map(laid).collect(), ..old.clone() };
         if new == *old { new } else { Link { serial: old.serial.saturating_add(1), ..new } }
     }
-}
-
-/// The version's orders for its new layout: they bring index nodes, too.
-fn lay_orders(
-    publisher: &Publisher,
-    manifest: &Manifest,
-    version: &Version,
-    roots: &[Roots],
-    progress: &dyn Progress,
-) -> Result<Vec<Digest>, Error> {
-    if version.orders.is_empty() {
-        return Ok(Vec::new());
-    }
-    let shapes = manifest.images()?;
-    let image = |((geometry, _), roots): (&(Geometry, Digest), &Roots)| LocalImage {
-        name: version.manifest.to_string(),
-        geometry: *geometry,
-        roots: roots.clone(),
-    };
-    let images: Vec<LocalImage> = shapes.iter().zip(roots).map(image).collect();
-    order::relay(&Lay { publisher, images: &images, level: None, earlier: &[], progress }, version)
 }
 
 /// Whether the content is what the manifest says: another publisher may have cut otherwise than it has noted.

@@ -12,13 +12,13 @@ use vmnetx_store::size::parse_size_bytes;
 
 use super::common::{ReportArgs, WaitArgs};
 use super::domain;
-use super::order;
+use super::order::{LevelArgs, put_orders};
 use super::output::{put, shown_bytes};
 use super::sign::SigningArgs;
 use crate::domain::{Description, DiskFiles, DropPath};
 use crate::{
     BaseOptions, BuildOptions, BuildReport, DiskFile, DiskFormat, Error, LEVEL_DEFAULT, OrderChoice, VersionName,
-    build, read_record,
+    build, read_records,
 };
 
 /// The machine of a package whose publisher names none.
@@ -77,16 +77,15 @@ pub(super) struct Args {
     /// The zstd level of chunks.
     #[arg(long, value_name = "LEVEL", default_value_t = LEVEL_DEFAULT, value_parser = clap::value_parser!(i32).range(1..=22))]
     level: i32,
-    /// Store what a boot reads once more, in the order in which it reads it, so that readers can fetch it ahead: a record
-    /// of `vmnetx-nbd serve --record-order`. Several are merged. Without it the version gets the order of the one before.
-    #[arg(long, value_name = "FILE", conflicts_with = "no_order", num_args = 1..)]
+    /// A record of what a boot touches, as `vmnetx-nbd serve --record-order` writes it; several are merged. Readers fetch
+    /// that ahead of the guest. Without it, the order of the version before (or of --base) is laid out for the new one.
+    #[arg(long, value_name = "FILE")]
     order: Vec<PathBuf>,
-    /// Publish without an order, also if the version before has one.
-    #[arg(long)]
+    /// Publish without an order.
+    #[arg(long, conflicts_with = "order")]
     no_order: bool,
-    /// The zstd level of what the order stores [default: 19]
-    #[arg(long, value_name = "LEVEL", value_parser = clap::value_parser!(i32).range(1..=22))]
-    order_level: Option<i32>,
+    #[command(flatten)]
+    order_level: LevelArgs,
     #[command(flatten)]
     signing: SigningArgs,
     #[command(flatten)]
@@ -147,18 +146,20 @@ fn options(args: Args) -> Result<(BuildOptions, Option<Description>), Error> {
         chunker: chunker.map_err(|error| Error::Usage(error.to_string()))?,
         keep: args.keep,
         level: args.level,
-        order: match (args.no_order, args.order) {
-            (true, _) => OrderChoice::None,
-            (false, files) if files.is_empty() => OrderChoice::Inherit,
-            (false, files) => {
-                OrderChoice::Records(files.iter().map(|file| read_record(file)).collect::<Result<_, _>>()?)
-            }
-        },
-        order_level: args.order_level,
+        orders: orders(&args.order, args.no_order)?,
+        order_level: args.order_level.order_level,
         signing: args.signing.signing()?,
         wait: args.wait.wait(),
     };
     Ok((options, domain))
+}
+
+fn orders(records: &[PathBuf], none: bool) -> Result<OrderChoice, Error> {
+    Ok(match records {
+        _ if none => OrderChoice::Drop,
+        [] => OrderChoice::Inherit,
+        files => OrderChoice::Records(read_records(files)?),
+    })
 }
 
 /// The domain in a file, if all of it can be published or may be dropped, with this many disks given by the publisher.
@@ -254,7 +255,5 @@ fn print(report: &BuildReport) {
     put(&format!("disks     {data} of data, {zero} of zeros{kept}"));
     put(&format!("chunks    {chunks}, of them {new_chunks} new ({new})"));
     put(&format!("written   {written}"));
-    if let Some(order) = &report.order {
-        order::print(order);
-    }
+    put_orders(&report.orders);
 }

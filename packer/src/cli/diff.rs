@@ -2,6 +2,7 @@
 
 use vmnetx_store::Location;
 
+use super::order::told;
 use super::output::{put, put_json, shown_bytes};
 use crate::{DiskDiff, Error, Part, VersionName, diff};
 
@@ -33,6 +34,11 @@ pub(super) fn run(args: &Args) -> Result<(), Error> {
     }
     if report.disks.len() > 1 {
         print("together", &report.total);
+    }
+    for (which, orders) in [("from", &report.orders_from), ("to", &report.orders_to)] {
+        for order in orders {
+            put(&format!("{which:9} order  {}", told(order)));
+        }
     }
     Ok(())
 }

@@ -3,9 +3,10 @@
 use vmnetx_store::Location;
 use vmnetx_store::trust::TrustArgs;
 
+use super::order::told;
 use super::output::{put, put_json, shown_bytes, shown_time};
 use super::progress::Shown;
-use crate::{DiskInfo, Error, OrderInfo, PackageInfo, SignatureInfo, info};
+use crate::{DiskInfo, Error, PackageInfo, SignatureInfo, info};
 
 /// Describe the package that LINK names: its versions, machine and disks.
 #[derive(Debug, clap::Args)]
@@ -59,11 +60,7 @@ fn print(found: &PackageInfo) {
         put(&format!("disk      {name}: {}{stored}", shown_bytes(*size_bytes)));
     }
     for order in &found.orders {
-        let OrderInfo { touches, frames, stored_bytes, .. } = order;
-        put(&format!(
-            "order     {touches} touches, {frames} chunks and nodes, {} stored once more",
-            shown_bytes(*stored_bytes)
-        ));
+        put(&format!("order     {}", told(order)));
     }
     for line in found.machine.to_toml().lines() {
         put(&format!("machine   {line}"));

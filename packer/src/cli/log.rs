@@ -36,8 +36,13 @@ pub(super) fn run(args: &Args) -> Result<(), Error> {
             let [bytes, stored] = [added.bytes, added.stored_bytes].map(shown_bytes);
             format!("  adds {bytes} in {} chunks, {stored} compressed", added.chunks)
         });
+        let orders: String = entry
+            .orders
+            .iter()
+            .map(|order| format!("  {} order of {}", order.purpose, shown_bytes(order.stored_bytes)))
+            .collect();
         let pinned = if entry.pinned { "  pinned" } else { "" };
-        put(&format!("{}  {}  {state}{added}{pinned}", entry.version, shown_time(entry.published_unix_s)));
+        put(&format!("{}  {}  {state}{added}{orders}{pinned}", entry.version, shown_time(entry.published_unix_s)));
     }
     Ok(())
 }

@@ -15,7 +15,6 @@ mod output;
 mod progress;
 mod prune;
 mod push;
-
 mod repack;
 mod repair;
 mod retain;
@@ -52,8 +51,8 @@ enum Command {
     Diff(diff::Args),
     Rollback(rollback::Args),
     Retain(retain::Args),
-    Prune(prune::Args),
     Order(order::Args),
+    Prune(prune::Args),
     Repack(repack::Args),
     Repair(repair::Args),
     Verify(verify::Args),
@@ -90,8 +89,8 @@ pub fn run(args: Args) -> Result<(), Error> {
         Command::Diff(args) => diff::run(&args),
         Command::Rollback(args) => rollback::run(args),
         Command::Retain(args) => retain::run(args),
-        Command::Prune(args) => prune::run(args),
         Command::Order(args) => order::run(args),
+        Command::Prune(args) => prune::run(args),
         Command::Repack(args) => repack::run(args),
         Command::Repair(args) => repair::run(args),
         Command::Verify(args) => verify::run(&args),

@@ -1,33 +1,37 @@
-//! `order`: publishes the order in which a boot reads a version.
+//! `order`: publishes the orders of a version that is published.
 
 use std::path::PathBuf;
 
 use vmnetx_format::Name;
 
 use super::common::{ReportArgs, WaitArgs};
-use super::output::{put, shown_bytes};
+use super::output::{put, put_link, shown_bytes};
 use super::sign::SigningArgs;
-use crate::{Error, LinkOptions, OrderOptions, OrderReport, PublishedOrder, VersionName, order, read_record};
+use crate::{
+    Error, LaidOrder, ORDER_LEVEL_DEFAULT, OrderChoice, OrderInfo, OrderOptions, OrderReport, VersionName,
+    publish_order, read_records,
+};
 
-/// Store what a boot of the package NAME reads once more, in the order in which it reads it.
+/// Publish what a boot or a resume of the package NAME touches, in sequence, so that readers fetch it ahead of the guest.
 ///
-/// Readers then fetch it ahead of the guest in a few long requests. The order takes the place of the one that the version
-/// has; later versions inherit it.
+/// Several records of the same purpose become one order. Later versions inherit it.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     /// The directory of the repository.
     repo: PathBuf,
     /// The package's name.
     name: Name,
-    /// Records of `vmnetx-nbd serve --record-order`, of this package in any of its versions; several are merged.
-    #[arg(required = true)]
-    record: Vec<PathBuf>,
-    /// The version that gets the order: `current`, or the first digits of its digest, as `log` shows them.
+    /// Records, as `vmnetx-nbd serve --record-order` writes them.
+    #[arg(value_name = "FILE", required_unless_present = "drop", conflicts_with = "drop")]
+    records: Vec<PathBuf>,
+    /// The version, `current` or as `log` shows it.
     #[arg(long, value_name = "VERSION", default_value = "current")]
     version: VersionName,
-    /// The zstd level of what is stored [default: 19]
-    #[arg(long, value_name = "LEVEL", value_parser = clap::value_parser!(i32).range(1..=22))]
-    level: Option<i32>,
+    /// Let the version have no orders.
+    #[arg(long)]
+    drop: bool,
+    #[command(flatten)]
+    level: LevelArgs,
     #[command(flatten)]
     signing: SigningArgs,
     #[command(flatten)]
@@ -36,41 +40,48 @@ pub(super) struct Args {
     report: ReportArgs,
 }
 
+/// How much work an order is worth.
+#[derive(Debug, Clone, Copy, clap::Args)]
+pub(super) struct LevelArgs {
+    /// The zstd level of what is written for an order. What an earlier order has is left as it is.
+    #[arg(long, value_name = "LEVEL", default_value_t = ORDER_LEVEL_DEFAULT, value_parser = clap::value_parser!(i32).range(1..=22))]
+    pub(super) order_level: i32,
+}
+
 pub(super) fn run(args: Args) -> Result<(), Error> {
-    let link = LinkOptions {
+    let choice = if args.drop { OrderChoice::Drop } else { OrderChoice::Records(read_records(&args.records)?) };
+    let progress = args.report.progress("laid out");
+    let options = OrderOptions {
         repository: args.repo,
         name: args.name,
+        version: args.version,
+        choice,
+        level: args.level.order_level,
         signing: args.signing.signing()?,
         wait: args.wait.wait(),
     };
-    let records = args.record.iter().map(|file| read_record(file)).collect::<Result<_, _>>()?;
-    let wanted = OrderOptions { records, version: args.version, level: args.level };
-    let progress = args.report.progress("compress");
-    let report = order(&link, &wanted, &progress)?;
+    let report = publish_order(&options, &progress)?;
     drop(progress);
-    args.report.put(&report, print_published);
+    args.report.put(&report, print);
     Ok(())
 }
 
-fn print_published(report: &PublishedOrder) {
-    let PublishedOrder { name, serial, version, .. } = report;
-    if report.published {
-        put(&format!("published an order of {name}, serial {serial}"));
-    } else {
-        put(&format!("{name} has just this order already, serial {serial}: nothing was changed"));
-    }
-    put(&format!("version   {version}"));
-    put(&format!("link      {}", report.link.display()));
-    print(&report.order);
+fn print(report: &OrderReport) {
+    put_link(&report.named);
+    put_orders(&report.orders);
 }
 
-/// Shows an order in one line.
-pub(super) fn print(order: &OrderReport) {
-    let OrderReport { touches, frames, reused_frames, .. } = order;
-    let [plain, stored, written] = [order.plain_bytes, order.stored_bytes, order.written_bytes].map(shown_bytes);
-    let reused =
-        if *reused_frames > 0 { format!(", {reused_frames} as they were stored before") } else { String::new() };
-    put(&format!(
-        "order     {touches} touches, {frames} chunks and nodes of {plain}, {stored} compressed{reused}; {written} written"
-    ));
+/// Says what orders were laid out.
+pub(super) fn put_orders(orders: &[LaidOrder]) {
+    for LaidOrder { info, reused_bytes, written_bytes } in orders {
+        let [reused, written] = [*reused_bytes, *written_bytes].map(shown_bytes);
+        put(&format!("order     {}, {written} written, {reused} of an earlier one", told(info)));
+    }
+}
+
+/// An order in a few words.
+pub(super) fn told(order: &OrderInfo) -> String {
+    let OrderInfo { purpose, touches, frames, .. } = order;
+    let [plain, stored] = [order.plain_bytes, order.stored_bytes].map(shown_bytes);
+    format!("of a {purpose}: {touches} touches, {plain} in {frames} frames, copied in {stored}")
 }

@@ -107,6 +107,8 @@ fn print(report: &VerifyReport) {
     let VerifyReport { links, versions, packs, chunks, .. } = report;
     let [bytes, read] = [report.pack_bytes, report.read_bytes].map(shown_bytes);
     // What lies beside a version that is published elsewhere cannot be listed.
-    let objects = if *packs == 0 { String::new() } else { format!("{chunks} chunks, {packs} packs of {bytes}, ") };
+    let orders = if report.orders == 0 { String::new() } else { format!("{} orders, ", report.orders) };
+    let objects =
+        if *packs == 0 { String::new() } else { format!("{chunks} chunks, {orders}{packs} packs of {bytes}, ") };
     put(&format!("verified  {links} links, {versions} versions, {objects}{read} read"));
 }

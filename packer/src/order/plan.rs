@@ -1,125 +1,74 @@
-//! Which frames the touches of an order need, in which sequence, and where they are stored now.
+//! Which frames an order has: the chunks that its touches meet, and before them the nodes of large indexes, each once.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 
-use vmnetx_format::limits::{LEAF_BLOCKS, ORDER_FRAMES_MAX};
-use vmnetx_format::{Digest, LeafChunk, Place, Touch};
+use vmnetx_format::limits::ORDER_FRAMES_MAX;
+use vmnetx_format::{Digest, OrderError, Place, Touch};
 
+use super::walk::{Found, Walk};
+use crate::Error;
 use crate::local::{LeafNode, LocalImage, Packs};
-use crate::{Damage, Error};
 
-/// A frame that an order names.
+/// A frame that an order is to have.
 #[derive(Debug, Clone)]
-pub(super) struct Needed {
+pub(super) struct Planned {
     pub(super) digest: Digest,
     pub(super) plain_len: u32,
     /// Where the layout has it.
     pub(super) place: Place,
 }
 
-/// The frames that `touches` need: index nodes first, each frame once.
-pub(super) fn needed(packs: &Packs, images: &[LocalImage], touches: &[Touch]) -> Result<Vec<Needed>, Error> {
-    let mut finder =
-        Finder { packs, images: images.iter().map(Known::new).collect(), seen: HashSet::new(), nodes: Vec::new() };
-    let mut chunks = Vec::new();
-    for touch in touches {
-        finder.touch(touch, &mut chunks)?;
-    }
-    let mut needed = finder.nodes;
-    needed.append(&mut chunks);
-    // The last ones are the least wanted.
-    needed.truncate(ORDER_FRAMES_MAX as usize);
-    Ok(needed)
+/// What an order is to have.
+#[derive(Debug, Default)]
+pub(super) struct Plan {
+    /// The sequence inside of the images, each block once.
+    pub(super) touches: Vec<Touch>,
+    pub(super) frames: Vec<Planned>,
+    planned: HashSet<Digest>,
 }
 
-struct Finder<'a> {
-    packs: &'a Packs,
-    images: Vec<Known<'a>>,
-    seen: HashSet<Digest>,
-    nodes: Vec<Needed>,
-}
-
-/// An image, and what of its index was looked at.
-struct Known<'a> {
-    image: &'a LocalImage,
-    /// Whether readers look its leaves up one by one, so that the order brings them.
-    by_leaf: bool,
-    /// The children of the root.
-    children: Vec<LeafNode>,
-    /// The leaves below a child of the root, by its number.
-    leaves: HashMap<u32, Vec<LeafNode>>,
-    chunks: HashMap<u32, Vec<LeafChunk>>,
-}
-
-impl<'a> Known<'a> {
-    fn new(image: &'a LocalImage) -> Self {
-        let by_leaf = !image.roots.is_small_index(image.geometry);
-        let children = image.children();
-        Self { image, by_leaf, children, leaves: HashMap::new(), chunks: HashMap::new() }
-    }
-}
-
-impl Finder<'_> {
-    /// Adds the chunks that a touch needs for the first time.
-    fn touch(&mut self, touch: &Touch, chunks: &mut Vec<Needed>) -> Result<(), Error> {
-        let Some(known) = self.images.get(touch.image as usize) else { return Ok(()) };
-        let end = (touch.first_block + u64::from(touch.blocks)).min(known.image.geometry.blocks());
-        let span = u64::from(LEAF_BLOCKS);
-        let mut at = touch.first_block;
-        while at < end {
-            let leaf = at / span;
-            let stop = end.min((leaf + 1) * span);
-            let (first, last) = ((at % span) as u32, ((stop - 1) % span) as u32);
-            // The geometry bounds the number of leaves.
-            for chunk in self.leaf(touch.image as usize, leaf as u32)? {
-                let touched = chunk.first_block <= last && chunk.first_block + chunk.blocks > first;
-                if touched && self.seen.insert(chunk.digest) {
-                    let plain_len = chunk.plain_len();
-                    chunks.push(Needed { digest: chunk.digest, plain_len, place: chunk.place });
+impl Plan {
+    /// Plans the order of a sequence of touches of `images`.
+    ///
+    /// # Errors
+    /// [`Error::Damaged`] when a part of an index that is needed cannot be read; [`Error::Order`] for too many frames.
+    pub(super) fn make(packs: &Packs, images: &[LocalImage], sequence: &[Touch]) -> Result<Self, Error> {
+        // Of a small index readers fetch all leaves with one request.
+        let is_large: Vec<bool> = images.iter().map(|image| !image.roots.is_small_index(image.geometry)).collect();
+        let mut walk = Walk::new(packs, images);
+        let mut plan = Self::default();
+        for touch in sequence {
+            for part in walk.first_touched(touch) {
+                plan.touches.push(part);
+                let (image, blocks) = (part.image as usize, part.first_block..part.end());
+                for Found { parent, leaf } in walk.leaves(image, &blocks)? {
+                    if is_large.get(image).is_some_and(|large| *large) {
+                        parent.iter().chain([&leaf]).try_for_each(|node| plan.node(node))?;
+                    }
+                    for (_, chunk) in walk.chunks_of(image, &leaf, &blocks)? {
+                        plan.frame(chunk.digest, chunk.plain_len(), &chunk.place)?;
+                    }
                 }
             }
-            at = stop;
         }
+        Ok(plan)
+    }
+
+    fn node(&mut self, node: &LeafNode) -> Result<(), Error> {
+        let place = &node.place;
+        self.frame(node.content, place.content_plain_len, &place.content_place())?;
+        self.frame(place.layout, place.layout_plain_len, &place.layout_place())
+    }
+
+    fn frame(&mut self, digest: Digest, plain_len: u32, place: &Place) -> Result<(), Error> {
+        if !self.planned.insert(digest) {
+            return Ok(());
+        }
+        let count = self.planned.len();
+        if count > ORDER_FRAMES_MAX as usize {
+            return Err(OrderError::Count { what: "frames", count, max: ORDER_FRAMES_MAX }.into());
+        }
+        self.frames.push(Planned { digest, plain_len, place: place.clone() });
         Ok(())
     }
-
-    /// The chunks of a leaf; the first time its nodes are added to what is needed.
-    fn leaf(&mut self, image: usize, number: u32) -> Result<Vec<LeafChunk>, Error> {
-        let Some(known) = self.images.get_mut(image) else { return Ok(Vec::new()) };
-        if let Some(chunks) = known.chunks.get(&number) {
-            return Ok(chunks.clone());
-        }
-        let geometry = known.image.geometry;
-        let below_root = number / geometry.leaves_per_root_child();
-        let Ok(position) = known.children.binary_search_by_key(&below_root, |child| child.leaf) else {
-            return Ok(Vec::new());
-        };
-        let child = known.children[position].clone();
-        let leaves = match known.leaves.get(&below_root) {
-            Some(leaves) => leaves,
-            None => {
-                let found = self.packs.leaves(geometry, child.clone());
-                let found = found.map_err(|(_, damage)| known.image.lost(&child, damage))?;
-                if known.by_leaf && geometry.has_inner() {
-                    add_pair(&child, &mut self.seen, &mut self.nodes);
-                }
-                known.leaves.entry(below_root).or_insert(found)
-            }
-        };
-        let Ok(position) = leaves.binary_search_by_key(&number, |leaf| leaf.leaf) else { return Ok(Vec::new()) };
-        let node = &leaves[position];
-        if known.by_leaf {
-            add_pair(node, &mut self.seen, &mut self.nodes);
-        }
-        let lost = |damage: Damage| known.image.lost(node, damage);
-        let chunks = self.packs.chunks(geometry, node).map_err(lost)?;
-        Ok(known.chunks.entry(number).or_insert(chunks).clone())
-    }
-}
-
-fn add_pair(node: &LeafNode, seen: &mut HashSet<Digest>, nodes: &mut Vec<Needed>) {
-    let place = &node.place;
-    let content = Needed { digest: node.content, plain_len: place.content_plain_len, place: place.content_place() };
-    let layout = Needed { digest: place.layout, plain_len: place.layout_plain_len, place: place.layout_place() };
-    nodes.extend([content, layout].into_iter().filter(|needed| seen.insert(needed.digest)));
 }

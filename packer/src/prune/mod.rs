@@ -152,7 +152,7 @@ fn objects(repository: &RepositoryDir, reach: &Reach) -> Result<Vec<(String, boo
     Ok([
         kind(repository.manifests()?.objects, &manifests, manifest_path),
         kind(repository.layouts()?.objects, &layouts, layout_path),
-        kind(repository.orders()?.objects, &reach.orders, order_path),
+        kind(repository.orders()?.objects, &reach.orders(), order_path),
         kind(repository.packs()?.objects, &reach.packs, pack_path),
     ]
     .concat())

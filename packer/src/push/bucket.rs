@@ -23,7 +23,7 @@ use crate::limits::{
 use crate::media::Media;
 
 /// The folders that hold objects.
-const FOLDERS: [&str; 4] = ["packs", "layouts", "manifests", "orders"];
+const FOLDERS: [&str; 4] = ["packs", "orders", "layouts", "manifests"];
 
 /// The repository in a bucket.
 #[derive(Debug)]

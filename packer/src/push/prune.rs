@@ -96,6 +96,6 @@ fn objects_here(repository: &RepositoryDir) -> Result<HashSet<String>, Error> {
     let layouts = repository.layouts()?.objects;
     let manifests = repository.manifests()?.objects;
     let orders = repository.orders()?.objects;
-    let paths = packs.iter().map(pack_path).chain(layouts.iter().map(layout_path));
-    Ok(paths.chain(manifests.iter().map(manifest_path)).chain(orders.iter().map(order_path)).collect())
+    let paths = packs.iter().map(pack_path).chain(orders.iter().map(order_path));
+    Ok(paths.chain(layouts.iter().map(layout_path)).chain(manifests.iter().map(manifest_path)).collect())
 }

@@ -50,9 +50,9 @@ pub(super) struct Uploads<'a> {
 pub(super) fn needed(repository: &RepositoryDir, reach: &Reach) -> Result<Vec<Object>, Error> {
     let packs = reach.packs.iter().map(|digest| (pack_path(digest), Media::Binary, *digest));
     let layouts = reach.layouts().into_iter().map(|digest| (layout_path(&digest), Media::Binary, digest));
+    let orders = reach.orders().into_iter().map(|digest| (order_path(&digest), Media::Binary, digest));
     let manifests = reach.manifests().into_iter().map(|digest| (manifest_path(&digest), Media::Manifest, digest));
-    let orders = reach.orders.iter().map(|digest| (order_path(digest), Media::Binary, *digest));
-    let objects = packs.chain(layouts).chain(manifests).chain(orders).map(|(path, media, digest)| {
+    let objects = packs.chain(orders).chain(layouts).chain(manifests).map(|(path, media, digest)| {
         let file = repository.root().join(&path);
         match std::fs::metadata(&file) {
             Ok(metadata) => Ok(Object { path, bytes: metadata.len(), media, digest }),

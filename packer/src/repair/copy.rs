@@ -83,10 +83,11 @@ impl<'a> Copies<'a> {
                 repository.layout(version),
                 report,
             )?;
-        }
-        for order in &reach.orders {
-            let here = repository.verified(&order_path(order), ORDER_BYTES_MAX, order);
-            self.copy(&order_path(order), order, ORDER_BYTES_MAX, here, report)?;
+            for order in &version.orders {
+                let path = order_path(order);
+                let here = repository.verified(&path, ORDER_BYTES_MAX, order);
+                self.copy(&path, order, ORDER_BYTES_MAX, here, report)?;
+            }
         }
         // Also those that nothing leads to, as far as can be seen now: what is packed again counts on what they hold.
         let all: HashSet<Digest> = reach.packs.iter().copied().chain(repository.packs()?.objects).collect();

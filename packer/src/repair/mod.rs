@@ -24,8 +24,9 @@ use crate::build::{Relay, relayout};
 use crate::catalogue::Known;
 use crate::disk::{Elsewhere, Relaid};
 use crate::local::{Leaves, LocalImage, Packs};
+use crate::order::read_order;
 use crate::prune::unix_s;
-use crate::reach::{Reach, ReachedVersion};
+use crate::reach::{Reach, ReachedVersion, layout_key};
 use crate::{Error, Progress, Signing};
 
 /// What is to be repaired, and from where.
@@ -113,7 +114,7 @@ fn relay_the_rest(
     let packs = Packs::new(repository.clone());
     let (mut relays, mut seen) = (Vec::new(), HashSet::new());
     for reached in reach.versions {
-        let key = (reached.version.manifest, reached.version.layout);
+        let key = layout_key(&reached.version);
         if !is_damaged(repository, &reached, &packs, &lost) || !seen.insert(key) {
             continue;
         }
@@ -135,7 +136,7 @@ fn relay_the_rest(
     }
     report.relaid = relays.iter().map(|relay| relay.version.manifest).collect();
     let known = Known::read_without(repository, &lost, progress)?;
-    let laid = relayout(publisher, known, relays, options.level, progress)?;
+    let laid = relayout(publisher, known, relays, &lost, options.level, progress)?;
     report.written_bytes = laid.written_bytes;
     // The catalogue of a damaged pack may be whole: no build may count on what it says, from now on.
     let mut tombstones = repository.tombstones()?;
@@ -165,7 +166,12 @@ fn is_damaged(repository: &RepositoryDir, reached: &ReachedVersion, packs: &Pack
             })
             || image.roots.layout.children().iter().any(|place| lost.contains(&place.pack))
     };
-    reached.images_and_leaves(repository, packs).map_or(true, |images| images.iter().any(leaf_is_damaged))
+    let order_is_damaged = |digest: &Digest| match read_order(repository, digest) {
+        Ok(order) => order.frames().iter().any(|frame| lost.contains(&frame.place.pack)),
+        Err(_) => true,
+    };
+    reached.version.orders.iter().any(order_is_damaged)
+        || reached.images_and_leaves(repository, packs).map_or(true, |images| images.iter().any(leaf_is_damaged))
 }
 
 /// How a version is laid out anew: what can be read here stays, the rest comes from the mirror.

@@ -69,17 +69,25 @@ impl CheckedPacks {
         self.0.values().map(|pack| pack.read_bytes).sum()
     }
 
+    /// Says whether a frame of this digest and plain length lies at `place`, whatever its kind.
+    pub(super) fn verdict_of_any(&self, place: &Place, plain_len: u32, digest: &Digest) -> Verdict {
+        self.compare(place, |entry| entry.digest == *digest && entry.plain_len == plain_len)
+    }
+
     /// Says whether the frame of this kind, digest and plain length lies at `place`.
     pub(super) fn verdict(&self, kind: Kind, place: &Place, plain_len: u32, digest: &Digest) -> Verdict {
+        self.compare(place, |entry| entry.kind == kind && entry.digest == *digest && entry.plain_len == plain_len)
+    }
+
+    fn compare(&self, place: &Place, is_it: impl Fn(&Entry) -> bool) -> Verdict {
         let Some(pack) = self.0.get(&place.pack).filter(|pack| pack.has_catalogue) else { return Verdict::Unknown };
         let Ok(at) = pack.frames.binary_search_by_key(&place.offset, |(offset, _)| *offset) else {
             return Verdict::Elsewhere;
         };
-        let expected = Entry { kind, digest: *digest, plain_len, stored_len: place.stored_len };
-        match pack.frames.get(at) {
-            Some((offset, entry)) if *entry == expected && !pack.bad.contains(offset) => Verdict::Good,
-            Some((_, entry)) if *entry == expected => Verdict::Unknown,
-            _ => Verdict::Elsewhere,
+        match pack.frames.get(at).filter(|(_, entry)| entry.stored_len == place.stored_len && is_it(entry)) {
+            Some((offset, _)) if !pack.bad.contains(offset) => Verdict::Good,
+            Some(_) => Verdict::Unknown,
+            None => Verdict::Elsewhere,
         }
     }
 }

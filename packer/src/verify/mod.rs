@@ -6,6 +6,7 @@
 
 mod depth;
 mod frames;
+mod orders;
 mod remote;
 mod versions;
 
@@ -21,6 +22,7 @@ pub use self::depth::Depth;
 pub use self::remote::verify_remote;
 
 use self::frames::CheckedPacks;
+use self::orders::check_orders;
 use self::versions::{check_versions, report_broken};
 use crate::limits::FINDINGS_MAX;
 use crate::reach::Reach;
@@ -39,6 +41,8 @@ pub struct VerifyReport {
     pub pack_bytes: u64,
     /// Chunks that the versions name, each time one is named; only counted in a repository on this host.
     pub chunks: u64,
+    /// Orders of those versions; only looked at in a repository on this host.
+    pub orders: u64,
     /// Plain bytes of what was read and compared with its digest: chunks, and in a repository on this host index nodes.
     pub read_bytes: u64,
     /// Damage, at most [`FINDINGS_MAX`] pieces of it.
@@ -174,11 +178,13 @@ fn check(
     report_broken(&reach.broken, findings);
     let checked = CheckedPacks::read(repository, packs, depth, findings, progress);
     let chunks = check_versions(repository, reach, &checked, findings);
+    let orders = check_orders(repository, reach, &checked, findings);
     let mut report = VerifyReport {
         versions: reach.versions.len() as u64,
         packs: packs.len() as u64,
         pack_bytes: checked.bytes(),
         chunks,
+        orders,
         read_bytes: checked.read_bytes(),
         ..VerifyReport::default()
     };
@@ -193,7 +199,7 @@ fn unreferenced(reach: &Reach, [packs, manifests, layouts, orders]: &[Listing; 4
     [
         free(manifests, &reach.manifests(), manifest_path),
         free(layouts, &reach.layouts(), layout_path),
-        free(orders, &reach.orders, order_path),
+        free(orders, &reach.orders(), order_path),
         free(packs, &reach.packs, pack_path),
     ]
     .concat()

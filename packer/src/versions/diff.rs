@@ -3,12 +3,12 @@
 use std::collections::{BTreeMap, HashSet};
 
 use serde::Serialize;
-use vmnetx_format::{Digest, LeafChunk, Name};
+use vmnetx_format::{Digest, LeafChunk, Name, Version};
 use vmnetx_store::Location;
 
 use super::VersionName;
-use crate::Error;
 use crate::local::{LeafNode, LocalLink, Packs, images};
+use crate::{Error, OrderInfo};
 
 /// Two versions compared.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -23,6 +23,10 @@ pub struct DiffReport {
     pub total: DiskDiff,
     /// Each disk that either version has, by name; chunks that another disk has are shared too.
     pub disks: BTreeMap<String, DiskDiff>,
+    /// The orders of the version that is compared with.
+    pub orders_from: Vec<OrderInfo>,
+    /// The orders of the version that is described.
+    pub orders_to: Vec<OrderInfo>,
 }
 
 /// What of an image is shared with the other version, and what is not.
@@ -96,15 +100,20 @@ pub fn diff(location: &Location, from: &VersionName, to: &VersionName) -> Result
             }
         }
     }
-    Ok(DiffReport { name: link.name.clone(), from: from.manifest, to: to.manifest, total, disks })
+    let orders = |version: &Version| OrderInfo::of(&found.repository, &version.orders);
+    Ok(DiffReport {
+        name: link.name.clone(),
+        from: from.manifest,
+        to: to.manifest,
+        total,
+        disks,
+        orders_from: orders(from),
+        orders_to: orders(to),
+    })
 }
 
 /// The chunks of each image of a version; of those that a leaf repeats elsewhere, some places are left out.
-fn chunks(
-    found: &LocalLink,
-    location: &Location,
-    version: &vmnetx_format::Version,
-) -> Result<Vec<(String, Vec<LeafChunk>)>, Error> {
+fn chunks(found: &LocalLink, location: &Location, version: &Version) -> Result<Vec<(String, Vec<LeafChunk>)>, Error> {
     let unreadable = |source| Error::Version { link: location.to_string(), source: Box::new(source) };
     let manifest = found.repository.manifest(version).map_err(|error| unreadable(error.into()))?;
     let packs = Packs::new(found.repository.clone());

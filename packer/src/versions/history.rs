@@ -27,7 +27,7 @@ pub(super) fn roll_back(link: &Link, to: &Digest) -> Link {
 
 /// Pins and unpins versions.
 pub(super) fn pin(mut link: Link, pin: &[Digest], unpin: &[Digest]) -> Link {
-    for version in link.versions_mut() {
+    for version in std::iter::once(&mut link.current).chain(&mut link.retained) {
         version.pinned = (version.pinned || pin.contains(&version.manifest)) && !unpin.contains(&version.manifest);
     }
     link
@@ -121,9 +121,12 @@ mod tests {
     fn what_belongs_to_a_version_stays_with_it() {
         let mut old = link(&[2, 1]);
         old.retained[0].pinned = true;
+        old.retained[0].orders = vec![Digest::of(b"order")];
         let again = Version { published_unix_s: 77, layout: Digest::of(b"new"), ..version(1) };
         let (current, _) = succeed(&old, again);
-        assert!(current.pinned && current.published_unix_s == 1);
+        // Its orders are laid out with it, so whoever publishes it says which they are.
+        assert!(current.pinned && current.orders.is_empty() && current.published_unix_s == 1);
+        assert_eq!(roll_back(&old, &version(1).manifest).current.orders, [Digest::of(b"order")]);
         assert_eq!(current.layout, Digest::of(b"new"));
     }
 

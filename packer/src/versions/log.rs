@@ -9,7 +9,7 @@ use vmnetx_store::trust::Trust;
 
 use crate::info::remote;
 use crate::local::{LeafNode, LocalLink, NodeKey, Packs, images};
-use crate::{Error, Part, Progress};
+use crate::{Error, OrderInfo, Part, Progress};
 
 /// The versions of a package.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -36,6 +36,9 @@ pub struct LogEntry {
     /// What it has that no version published before it has; only known of a repository on this host.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub added: Option<Part>,
+    /// Its orders; only known of a repository on this host.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub orders: Vec<OrderInfo>,
 }
 
 /// What a version is to its link.
@@ -55,7 +58,8 @@ pub enum State {
 pub fn log(location: &Location, trust: &Trust, progress: &dyn Progress) -> Result<LogReport, Error> {
     let Some(found) = LocalLink::find(location)? else {
         let link = remote(location, trust, progress)?.link().clone();
-        let versions = link.versions().enumerate().map(|(index, version)| entry(index, version, None)).collect();
+        let versions =
+            link.versions().enumerate().map(|(index, version)| entry(index, version, None, Vec::new())).collect();
         return Ok(LogReport { name: link.name, serial: link.serial, versions });
     };
     found.demand(trust)?;
@@ -66,20 +70,22 @@ pub fn log(location: &Location, trust: &Trust, progress: &dyn Progress) -> Resul
     let mut entries = Vec::new();
     for (index, version) in oldest_first {
         let added = seen.add(&found, location, version)?;
-        entries.push((index, entry(index, version, Some(added))));
+        let orders = OrderInfo::of(&found.repository, &version.orders);
+        entries.push((index, entry(index, version, Some(added), orders)));
     }
     entries.sort_by_key(|(index, _)| *index);
     let versions = entries.into_iter().map(|(_, entry)| entry).collect();
     Ok(LogReport { name: link.name.clone(), serial: link.serial, versions })
 }
 
-fn entry(index: usize, version: &Version, added: Option<Part>) -> LogEntry {
+fn entry(index: usize, version: &Version, added: Option<Part>, orders: Vec<OrderInfo>) -> LogEntry {
     LogEntry {
         version: version.manifest,
         state: if index == 0 { State::Current } else { State::Retained },
         pinned: version.pinned,
         published_unix_s: version.published_unix_s,
         added,
+        orders,
     }
 }
 

@@ -8,7 +8,7 @@ mod version_name;
 use std::path::PathBuf;
 
 use serde::Serialize;
-use vmnetx_format::{Digest, Link, Name, link_path};
+use vmnetx_format::{Digest, Envelope, Link, Name, link_path};
 use vmnetx_store::dir::{Publisher, RepositoryDir, Wait};
 
 pub(crate) use self::history::{keep, succeed};
@@ -69,7 +69,7 @@ pub struct LinkReport {
 /// # Errors
 /// [`Error`] when there is no such link or version, or the repository cannot be written.
 pub fn roll_back(options: &LinkOptions, to: &VersionName) -> Result<LinkReport, Error> {
-    change(options, |_, link| Ok(history::roll_back(link, &to.find(link)?.manifest)))
+    change(options, |link| Ok(history::roll_back(link, &to.find(link)?.manifest)))
 }
 
 /// Changes which versions are retained.
@@ -78,7 +78,7 @@ pub fn roll_back(options: &LinkOptions, to: &VersionName) -> Result<LinkReport, 
 /// [`Error`] when there is no such link or version, a version to be given up is current or pinned, or the repository
 /// cannot be written.
 pub fn retain(options: &LinkOptions, wishes: &RetainOptions) -> Result<LinkReport, Error> {
-    change(options, |_, link| {
+    change(options, |link| {
         let find = |names: &[VersionName]| -> Result<Vec<Digest>, Error> {
             names.iter().map(|name| Ok(name.find(link)?.manifest)).collect()
         };
@@ -93,20 +93,27 @@ pub fn retain(options: &LinkOptions, wishes: &RetainOptions) -> Result<LinkRepor
 }
 
 /// Reads the link, changes it and publishes it under the next serial number, unless that changes nothing.
-pub(crate) fn change(
-    options: &LinkOptions,
-    make: impl FnOnce(&Publisher, &Link) -> Result<Link, Error>,
-) -> Result<LinkReport, Error> {
+fn change(options: &LinkOptions, make: impl FnOnce(&Link) -> Result<Link, Error>) -> Result<LinkReport, Error> {
     let publisher = RepositoryDir::open(&options.repository)?.lock(options.wait)?;
     let before = publisher.repository().link(&options.name)?;
     let before = before
         .ok_or_else(|| Error::NoSuchPackage { repository: options.repository.clone(), name: options.name.clone() })?;
-    let mut new = make(&publisher, &before.link)?;
+    let new = make(&before.link)?;
+    replace(&publisher, &options.signing, &before, new)
+}
+
+/// Publishes `new` in place of `before`, under the next serial number, unless it says the same.
+pub(crate) fn replace(
+    publisher: &Publisher,
+    signing: &Signing,
+    before: &Envelope,
+    mut new: Link,
+) -> Result<LinkReport, Error> {
     let says_more = new != before.link;
     if says_more {
         new.serial = before.link.serial.saturating_add(1);
     }
-    let after = options.signing.successor(Some(&before), new.clone())?;
+    let after = signing.successor(Some(before), new.clone())?;
     let published = says_more || after.signature != before.signature;
     if published {
         publisher.replace_link(&after)?;

@@ -9,7 +9,7 @@ use vmnetx_format::limits::PACK_BYTES_TARGET;
 use vmnetx_pack::{LinkOptions, RetainOptions, Signing, retain};
 use vmnetx_store::dir::Wait;
 
-use crate::support::{Scene, noise};
+use crate::support::{Scene, noise, record};
 
 /// Times that a program is killed by each test, unless `VMNETX_KILLS` says otherwise.
 const ROUNDS: u32 = 10;
@@ -35,6 +35,14 @@ pub(crate) fn kill(mut child: Child, whole: &mut Duration, round: u32) -> bool {
 fn build(scene: &Scene, name: &str) -> Command {
     let mut command = Command::new(assert_cmd::cargo::cargo_bin!("vmnetx-pack"));
     command.arg("build").arg(scene.repo()).arg(name).arg("--wait").arg("--disk").arg(scene.path("disk"));
+    // The first build records the order of a boot, and the later ones inherit it.
+    let first = scene.path("record");
+    if !scene.link(name).exists() {
+        if !first.exists() {
+            fs::write(&first, record(&[(40, 9), (0, 1), (500, 900)]).encode().unwrap()).unwrap();
+        }
+        command.arg("--order").arg(first);
+    }
     command.stdout(Stdio::null()).stderr(Stdio::null());
     command
 }
@@ -121,6 +129,7 @@ fn a_killed_prune_takes_nothing_that_is_in_use() {
         scene.build("vm", &scene.image("disk", &content(round)));
         retain(&link, &RetainOptions { keep: Some(1), ..RetainOptions::default() }).unwrap();
         if round == 0 {
+            scene.order("vm", &[(700, 40), (0, 90)]);
             let started = Instant::now();
             assert!(prune().status().unwrap().success());
             whole = started.elapsed();

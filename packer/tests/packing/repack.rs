@@ -108,6 +108,9 @@ fn any_history_survives() {
         let disk = |number: u64| (0..6).flat_map(|at| part(seed * 3 + number * at + at)).collect::<Vec<u8>>();
         for number in 0..5 {
             scene.build(["vm", "other"][number as usize % 2], &scene.image("disk", &disk(number)));
+            if number < 2 {
+                scene.order(["vm", "other"][number as usize % 2], &[(seed + number, 9), (0, 2), (20, 11)]);
+            }
             if number % 2 == seed % 2 {
                 forget(&scene, ["vm", "other"][number as usize % 2]);
             }
@@ -116,6 +119,8 @@ fn any_history_survives() {
             scene.verify_whole();
         }
         assert!(scene.exported("vm") == disk(4) && scene.exported("other") == disk(3), "seed {seed}");
+        let report = scene.verify_whole();
+        assert!(report.orders > 0 && report.unreferenced.is_empty(), "seed {seed}: {report:?}");
     }
 }
 

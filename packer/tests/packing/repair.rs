@@ -35,12 +35,16 @@ fn copy(from: &Path, to: &Path) {
     }
 }
 
+/// What a boot of the newer version touches.
+const TOUCHES: [(u64, u32); 3] = [(300, 20), (0, 9), (6000, 100)];
+
 /// Two versions of a package, and a package with two disks.
 fn published(scene: &Scene) -> [Vec<u8>; 2] {
     let old = [noise(1, 3 << 20), vec![0; 20 << 20], text(1, 1 << 20)].concat();
     let new = [&old[..2 << 20], &noise(2, 1 << 20), &vec![0; 18 << 20], &text(2, 300_000)].concat();
     scene.build("vm", &scene.image("old", &old));
     scene.build("vm", &scene.image("new", &new));
+    scene.order("vm", &TOUCHES);
     scene.build("other", &scene.image("other", &noise(3, 500_000)));
     [old, new]
 }
@@ -120,6 +124,10 @@ fn what_a_mirror_packs_otherwise_is_read_there() {
             let image = elsewhere.image("disk", disk);
             build(&BuildOptions { level, ..elsewhere.options(name, &image) }, &Silent).unwrap();
         }
+        // A mirror without orders has no copy of one: it is gone then, and nothing else with it.
+        if level == 1 {
+            elsewhere.order("vm", &TOUCHES);
+        }
         let server = Server::start(&elsewhere, 1);
         let url = format!("http://{}", server.address);
         for source in [RepairSource::Dir(elsewhere.repo()), url.parse().unwrap()] {
@@ -139,6 +147,32 @@ fn what_a_mirror_packs_otherwise_is_read_there() {
                 assert!(again.damaged.is_empty(), "{how}, {compress}, {source}: {again:?}");
             }
         }
+    }
+}
+
+/// The frames of an order are here, whatever becomes of their copies.
+#[test]
+fn an_order_whose_pack_is_lost_is_laid_out_anew() {
+    for (how, damage) in damages() {
+        let scene = Scene::new();
+        let disks = published(&scene);
+        let elsewhere = Scene::new();
+        for disk in &disks {
+            elsewhere.build("vm", &elsewhere.image("disk", disk));
+        }
+        let version = || scene.repository().link(&"vm".parse().unwrap()).unwrap().unwrap().link.current;
+        let order = || {
+            let digest = version().orders[0];
+            let object = vmnetx_format::order_path(&digest);
+            vmnetx_format::Order::decode(&fs::read(scene.repo().join(object)).unwrap()).unwrap()
+        };
+        let (before, layout) = (order(), version().layout);
+        damage(&scene.repo().join(vmnetx_format::pack_path(&before.frames()[0].place.pack)));
+        let report = repaired(&scene, &RepairSource::Dir(elsewhere.repo()));
+        assert_eq!((report.damaged.len(), report.copied.len(), report.relaid.len()), (1, 0, 1), "{how}: {report:?}");
+        assert!(report.written_bytes > 0 && report.left.is_empty(), "{how}: {report:?}");
+        assert_eq!((order().touches(), version().layout), (before.touches(), layout), "{how}");
+        check(&scene, &disks);
     }
 }
 

@@ -8,10 +8,10 @@ use assert_cmd::Command;
 use rustix::fs::{SeekFrom, seek};
 use tempfile::TempDir;
 use vmnetx_format::machine::Machine;
-use vmnetx_format::{BLOCK_BYTES, Chunker};
+use vmnetx_format::{BLOCK_BYTES, Chunker, Digest, Purpose, Record, RecordTouch};
 use vmnetx_pack::{
-    BuildOptions, BuildReport, Depth, DiskFile, ExportOptions, OrderChoice, Output, Signing, Silent, VerifyReport,
-    build, export, verify_repository,
+    BuildOptions, BuildReport, Depth, DiskFile, ExportOptions, OrderChoice, OrderOptions, OrderReport, Output, Signing,
+    Silent, VerifyReport, VersionName, build, export, publish_order, verify_repository,
 };
 use vmnetx_store::dir::{RepositoryDir, Wait};
 use vmnetx_store::trust::Trust;
@@ -74,8 +74,8 @@ impl Scene {
             chunker: None,
             keep: None,
             level: 1,
-            order: OrderChoice::Inherit,
-            order_level: None,
+            orders: OrderChoice::Inherit,
+            order_level: 3,
             signing: Signing::default(),
             wait: Wait::No,
         }
@@ -87,6 +87,20 @@ impl Scene {
 
     pub(crate) fn build_cut(&self, name: &str, image: &Path, chunker: Chunker) -> BuildReport {
         build(&BuildOptions { chunker: Some(chunker), ..self.options(name, image) }, &Silent).unwrap()
+    }
+
+    /// Publishes the order of a boot that touches blocks of `disk0`, in this sequence: first block and blocks of each touch.
+    pub(crate) fn order(&self, name: &str, touches: &[(u64, u32)]) -> OrderReport {
+        let options = OrderOptions {
+            repository: self.repo(),
+            name: name.parse().unwrap(),
+            version: VersionName::Current,
+            choice: OrderChoice::Records(vec![record(touches)]),
+            level: 3,
+            signing: Signing::default(),
+            wait: Wait::No,
+        };
+        publish_order(&options, &Silent).unwrap()
     }
 
     /// Exports a disk into a new file.
@@ -131,6 +145,17 @@ impl Scene {
         found.sort();
         found
     }
+}
+
+/// What a recorder notes of a boot that touches blocks of `disk0`: first block and blocks of each touch.
+pub(crate) fn record(touches: &[(u64, u32)]) -> Record {
+    let touch = |(number, &(first_block, blocks)): (usize, &(u64, u32))| RecordTouch {
+        after_ms: number as u32,
+        image: "disk0".to_owned(),
+        first_block,
+        blocks,
+    };
+    Record::new(Digest::of(b"what ran"), Purpose::Boot, touches.iter().enumerate().map(touch).collect()).unwrap()
 }
 
 /// The machine of packages whose publisher names none.

@@ -11,8 +11,8 @@ use rustix::fs::{FlockOperation, flock};
 use vmnetx_format::{Digest, Envelope, Hasher, link_path};
 
 use super::{
-    DirError, LOCK_FILE, RepositoryDir, TEMPORARY_FOLDER, TOMBSTONES_FILE, Tombstones, checked, entries, io_error,
-    sync_directory,
+    DirError, LOCK_FILE, OBJECT_FOLDERS, ORDERS_FOLDER, RepositoryDir, TEMPORARY_FOLDER, TOMBSTONES_FILE, Tombstones,
+    checked, entries, io_error, sync_directory,
 };
 
 /// Bytes of what a publisher writes about itself.
@@ -155,8 +155,8 @@ impl Publisher {
             let folders = entries(&packs)?.into_iter().filter(|(_, kind)| kind.is_dir());
             let mut unsynced = self.unsynced();
             unsynced.extend(folders.map(|(name, _)| packs.join(name)));
-            unsynced.extend(["manifests", "layouts", "packs"].map(|folder| self.repository.root.join(folder)));
-            unsynced.extend(Some(self.repository.root.join("orders")).filter(|folder| folder.is_dir()));
+            let folders = OBJECT_FOLDERS.iter().chain([&ORDERS_FOLDER]).map(|folder| self.repository.root.join(folder));
+            unsynced.extend(folders.filter(|folder| folder.is_dir()));
         }
         Ok(())
     }

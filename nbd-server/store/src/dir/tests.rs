@@ -197,6 +197,19 @@ fn a_repository_that_was_half_made_or_half_copied_is_completed() {
 }
 
 #[test]
+fn a_repository_may_lack_the_folder_for_orders() {
+    let (_folder, repository) = repository();
+    fs::remove_dir(repository.root().join("orders")).unwrap();
+    let repository = RepositoryDir::open(repository.root()).unwrap();
+    assert_eq!(repository.orders().unwrap(), Listing::default());
+    let publisher = repository.lock(Wait::No).unwrap();
+    let digest = Digest::of(b"order");
+    publisher.put(&order_path(&digest), &digest, b"order").unwrap();
+    publisher.replace_link(&link("debian", 1)).unwrap();
+    assert_eq!(repository.orders().unwrap().objects, [digest]);
+}
+
+#[test]
 fn files_that_are_no_objects_are_strangers() {
     let (_folder, repository) = repository();
     let publisher = repository.lock(Wait::No).unwrap();

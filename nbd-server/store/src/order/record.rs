@@ -5,7 +5,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use vmnetx_format::limits::{LEAF_BLOCKS, ORDER_TOUCHES_MAX};
-use vmnetx_format::{BLOCK_BYTES, Digest, Purpose, Record, RecordTouch};
+use vmnetx_format::{BLOCK_BYTES, Digest, Purpose, Record, RecordError, RecordTouch};
 
 /// Words with a bit for each block of a leaf.
 const LEAF_WORDS: usize = (LEAF_BLOCKS / u64::BITS) as usize;
@@ -29,7 +29,7 @@ struct Touched {
 
 #[derive(Debug, Clone, Copy)]
 struct Touch {
-    after_ms: u64,
+    after_ms: u32,
     image: usize,
     first_block: u64,
     blocks: u32,
@@ -42,15 +42,17 @@ impl Recorder {
     }
 
     /// What was touched until now. A run that touches more than a record can hold is recorded as far as it can.
-    #[must_use]
-    pub fn record(&self) -> Record {
+    ///
+    /// # Errors
+    /// [`RecordError`] when no record can hold it, which says that an image has an impossible name.
+    pub fn record(&self) -> Result<Record, RecordError> {
         let name = |touch: &Touch| self.images.get(touch.image).cloned();
         let row = |touch: &Touch| {
             let Touch { after_ms, first_block, blocks, .. } = *touch;
             Some(RecordTouch { after_ms, image: name(touch)?, first_block, blocks })
         };
         let touches = self.lock().touches.iter().filter_map(row).collect();
-        Record { manifest: self.manifest, purpose: Purpose::Boot, touches }
+        Record::new(self.manifest, Purpose::Boot, touches)
     }
 
     /// How many first touches there were until now.
@@ -64,7 +66,7 @@ impl Recorder {
         let block_bytes = BLOCK_BYTES as u64;
         let mut touched = self.lock();
         // Under the lock, so that times do not go back.
-        let after_ms = u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX);
+        let after_ms = u32::try_from(self.start.elapsed().as_millis()).unwrap_or(u32::MAX);
         let mut new: Option<Touch> = None;
         for block in offset / block_bytes..(offset + length).div_ceil(block_bytes) {
             if touched.mark(image, block) {
@@ -116,12 +118,12 @@ mod tests {
         recorder.touch(1, 4096, 0);
         // Across the end of a leaf.
         recorder.touch(0, u64::from(LEAF_BLOCKS) * 4096 - 1, 2);
-        let record = recorder.record();
+        let record = recorder.record().unwrap();
         let touches: Vec<_> =
             record.touches.iter().map(|touch| (touch.image.as_str(), touch.first_block, touch.blocks)).collect();
         let expected =
             [("disk0", 2, 1), ("disk0", 0, 2), ("disk0", 3, 2), ("data", 0, 1), ("data", 1, 1), ("disk0", 4095, 2)];
         assert_eq!(touches, expected);
-        assert_eq!(Record::decode(&record.encode()), Ok(record));
+        assert_eq!(Record::decode(&record.encode().unwrap()), Ok(record));
     }
 }

@@ -43,7 +43,7 @@ impl OrderReplay {
                 let mut frames = Vec::new();
                 for digest in orders {
                     match fetch(&store, &*origin, digest).await {
-                        Ok(order) if order.purpose == Purpose::Boot => frames.extend(order.frames),
+                        Ok(order) if order.purpose() == Purpose::Boot => frames.extend_from_slice(order.frames()),
                         Ok(_) => {}
                         Err(error) => tracing::warn!(%error, "nothing is fetched ahead by this order"),
                     }

@@ -33,7 +33,7 @@ fn publish(repository: &Repository, bytes: &[u8]) {
 }
 
 fn publish_frames(repository: &Repository, frames: Vec<OrderFrame>) {
-    publish(repository, &Order { purpose: Purpose::Boot, touches: Vec::new(), frames }.encode());
+    publish(repository, &Order::new(Purpose::Boot, Vec::new(), frames).unwrap().encode());
 }
 
 async fn until(package: &Package, what: impl Fn(&OrderCounts) -> bool) -> OrderCounts {
@@ -101,7 +101,7 @@ async fn a_wrong_order_wastes_bytes_and_does_nothing_else() {
     wrong[2].place.offset = 1 << 29;
     wrong[3].plain_len += BLOCK_BYTES as u32;
     let stranger = Place { offset: 0, ..wrong[4].place.clone() };
-    wrong.push(OrderFrame { digest: Digest::of(b"a stranger"), plain_len: 4096, place: stranger });
+    wrong.push(OrderFrame { digest: Digest::of(b"a stranger"), plain_len: 1 << 20, place: stranger });
     publish_frames(&repository, wrong);
     let store = store(64 << 20);
     let package = store.package_in_order(&repository.location()).await.unwrap();
@@ -114,7 +114,7 @@ async fn a_wrong_order_wastes_bytes_and_does_nothing_else() {
 #[tokio::test]
 async fn an_order_that_cannot_be_read_is_done_without() {
     let source = mixed();
-    let good = Order { purpose: Purpose::Boot, touches: Vec::new(), frames: Vec::new() }.encode();
+    let good = Order::new(Purpose::Boot, Vec::new(), Vec::new()).unwrap().encode();
     for bytes in [&b"VMNXORD0 and then nonsense"[..], b"", &good[..good.len() - 1]] {
         let repository = Repository::of(&source);
         publish(&repository, bytes);
@@ -126,7 +126,7 @@ async fn an_order_that_cannot_be_read_is_done_without() {
     }
     // Nor is one that is missing, or of something else than a boot.
     let repository = Repository::of(&source);
-    let resume = Order { purpose: Purpose::Resume, touches: Vec::new(), frames: frames(&repository.chunks) }.encode();
+    let resume = Order::new(Purpose::Resume, Vec::new(), frames(&repository.chunks)).unwrap().encode();
     publish(&repository, &resume);
     for missing in [false, true] {
         if missing {
@@ -201,7 +201,7 @@ async fn a_run_is_recorded_and_what_was_recorded_can_be_ordered() {
     assert!(first.read_now(12288, 1, &mut pieces));
     let error = first.read(source.size_bytes(), 1).await.unwrap_err();
     assert!(matches!(error, Error::OutOfBounds { .. }));
-    let record = recorder.record();
+    let record = recorder.record().unwrap();
     let touches: Vec<_> =
         record.touches.iter().map(|touch| (touch.image.as_str(), touch.first_block, touch.blocks)).collect();
     assert_eq!(touches, [("data", 2, 1), ("disk0", 0, 2), ("disk0", 3, 1)]);

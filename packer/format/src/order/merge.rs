@@ -1,169 +1,153 @@
-//! Makes one sequence of several recorded runs.
+//! Several records become one sequence: every block once, at the median of its ranks.
+//!
+//! A block's rank in a run is how many blocks the run had touched before it. Ranks are compared and not times, because a
+//! slow host or line stretches a run's times but not its sequence; the median is taken and not the mean, because one run
+//! in which a file system was checked or a service came late must not move what the others agree on.
+//!
+//! Of three or more runs, blocks that less than half of them touched come last. They are not left out: replaying them
+//! takes the line when everything surer is there, while leaving them out costs a round trip in each run that needs them.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 
-use super::{Record, RecordTouch};
-use crate::limits::ORDER_TOUCHES_MAX;
+use super::{Covered, Record, RecordTouch};
+use crate::limits::{ORDER_TOUCHES_MAX, RECORDS_MAX};
 
-/// Runs from which on a block that most of them did not touch is taken for an accident of one.
-const MAJORITY_RUNS: usize = 3;
-
-/// When the runs have touched one block.
-#[derive(Debug, Default)]
-struct Touched {
-    /// How many blocks each of the runs had touched before, in millionths of all that it touched: the pace of a run
-    /// depends on the host, its sequence hardly does.
-    ranks: Vec<u64>,
-    times_ms: Vec<u64>,
+/// Why records cannot be merged.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum MergeError {
+    /// None or too many.
+    #[error("{0} records cannot be merged: 1 to {RECORDS_MAX} can")]
+    Records(usize),
+    /// A boot and a resume.
+    #[error("records of a boot and of a resume cannot be merged: they become orders of their own")]
+    Purposes,
+    /// The runs have so little in common that the sequence is too long.
+    #[error("the records make a sequence of {0} touches, more than {ORDER_TOUCHES_MAX}: merge fewer of them")]
+    Touches(usize),
 }
 
-/// A block in the merged sequence.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-struct Merged {
-    /// Whether most runs did without it.
-    is_rare: bool,
+/// What a run touched for the first time, in one piece.
+struct Piece {
+    start: u64,
+    end: u64,
+    run: usize,
+    /// Of its first block; the next has the next.
     rank: u64,
-    image: usize,
-    block: u64,
-    time_ms: u64,
+    after_ms: u32,
 }
 
-impl Record {
-    /// The first touches of several runs as one sequence: each block once, where it stands in the median run. Blocks that
-    /// less than half of three or more runs have touched come last.
-    #[must_use]
-    pub fn merge(records: &[Self]) -> Vec<RecordTouch> {
-        if let [record] = records {
-            return record.touches.clone();
+/// Blocks that the same runs touched, each in one piece.
+struct Segment<'a> {
+    rare: bool,
+    /// Twice the median of the ranks, which may lie between two of them.
+    rank_doubled: u64,
+    image: &'a str,
+    start: u64,
+    end: u64,
+    after_ms: u32,
+}
+
+/// The one sequence of `records`, which are all of a boot or all of a resume. A single record keeps its sequence and loses
+/// what it touched before.
+///
+/// # Errors
+/// [`MergeError`] when there are none or too many, of several purposes, or with too many touches in all.
+pub fn merge(records: &[Record]) -> Result<Vec<RecordTouch>, MergeError> {
+    if !(1..=RECORDS_MAX).contains(&records.len()) {
+        return Err(MergeError::Records(records.len()));
+    }
+    if records.windows(2).any(|pair| pair[0].purpose != pair[1].purpose) {
+        return Err(MergeError::Purposes);
+    }
+    let mut images: BTreeMap<&str, Vec<Piece>> = BTreeMap::new();
+    for (run, record) in records.iter().enumerate() {
+        collect_pieces(run, record, &mut images);
+    }
+    let mut segments = Vec::new();
+    for (image, pieces) in images {
+        collect_segments(image, pieces, records.len(), &mut segments);
+    }
+    segments.sort_by_key(|segment| (segment.rare, segment.rank_doubled, segment.image, segment.start));
+    let touches = join(&segments);
+    if touches.len() > ORDER_TOUCHES_MAX as usize { Err(MergeError::Touches(touches.len())) } else { Ok(touches) }
+}
+
+fn collect_pieces<'a>(run: usize, record: &'a Record, images: &mut BTreeMap<&'a str, Vec<Piece>>) {
+    let mut covered: BTreeMap<&str, Covered> = BTreeMap::new();
+    let mut rank = 0;
+    for touch in &record.touches {
+        let new = covered.entry(&touch.image).or_default().insert(touch.first_block..touch.end());
+        let pieces = images.entry(&touch.image).or_default();
+        for range in new {
+            let length = range.end - range.start;
+            pieces.push(Piece { start: range.start, end: range.end, run, rank, after_ms: touch.after_ms });
+            rank += length;
         }
-        let mut images: Vec<&str> = Vec::new();
-        let mut numbers: HashMap<&str, usize> = HashMap::new();
-        let mut blocks: HashMap<(usize, u64), Touched> = HashMap::new();
-        for record in records {
-            let all: u64 = record.touches.iter().map(|touch| u64::from(touch.blocks)).sum();
-            let mut before = 0;
-            for touch in &record.touches {
-                let image = *numbers.entry(&touch.image).or_insert_with(|| {
-                    images.push(&touch.image);
-                    images.len() - 1
-                });
-                for block in touch.first_block..touch.first_block + u64::from(touch.blocks) {
-                    let touched = blocks.entry((image, block)).or_default();
-                    touched.ranks.push(before * 1_000_000 / all.max(1));
-                    touched.times_ms.push(touch.after_ms);
-                    before += 1;
-                }
-            }
-        }
-        let merged = |((image, block), mut touched): ((usize, u64), Touched)| Merged {
-            is_rare: records.len() >= MAJORITY_RUNS && touched.ranks.len() * 2 < records.len(),
-            rank: median(&mut touched.ranks),
-            image,
-            block,
-            time_ms: median(&mut touched.times_ms),
-        };
-        let mut merged: Vec<Merged> = blocks.into_iter().map(merged).collect();
-        merged.sort_unstable();
-        join(&merged, &images)
     }
 }
 
-/// Puts blocks that follow one another together.
-fn join(merged: &[Merged], images: &[&str]) -> Vec<RecordTouch> {
-    let mut touches: Vec<RecordTouch> = Vec::new();
-    let mut now_ms = 0;
-    for next in merged {
-        let Some(image) = images.get(next.image) else { continue };
-        if let Some(last) = touches.last_mut()
-            && last.image == *image
-            && last.first_block + u64::from(last.blocks) == next.block
-            && next.time_ms <= now_ms
-        {
-            last.blocks += 1;
+/// Walks along an image: between two ends of pieces nothing begins or ends.
+fn collect_segments<'a>(image: &'a str, mut pieces: Vec<Piece>, runs: usize, segments: &mut Vec<Segment<'a>>) {
+    pieces.sort_unstable_by_key(|piece| piece.start);
+    let mut ends: Vec<u64> = pieces.iter().flat_map(|piece| [piece.start, piece.end]).collect();
+    ends.sort_unstable();
+    ends.dedup();
+    let mut upcoming = pieces.iter().peekable();
+    // A run's pieces do not overlap: it is in one of them at most.
+    let mut within: Vec<Option<&Piece>> = vec![None; runs];
+    for pair in ends.windows(2) {
+        let (start, end) = (pair[0], pair[1]);
+        for piece in &mut within {
+            *piece = piece.filter(|piece| piece.end > start);
+        }
+        while let Some(piece) = upcoming.next_if(|piece| piece.start <= start) {
+            within[piece.run] = Some(piece);
+        }
+        let here: Vec<&Piece> = within.iter().flatten().copied().collect();
+        if here.is_empty() {
             continue;
         }
-        if touches.len() == ORDER_TOUCHES_MAX as usize {
-            break;
+        let rank = |piece: &&Piece| piece.rank + (start - piece.start);
+        segments.push(Segment {
+            rare: runs >= 3 && here.len() * 2 < runs,
+            rank_doubled: median_doubled(here.iter().map(rank).collect()),
+            image,
+            start,
+            end,
+            after_ms: (median_doubled(here.iter().map(|piece| piece.after_ms.into()).collect()) / 2) as u32,
+        });
+    }
+}
+
+/// Twice the middle of `values`, of which there is one at least.
+fn median_doubled(mut values: Vec<u64>) -> u64 {
+    values.sort_unstable();
+    let middle = |position: usize| values.get(position).copied().unwrap_or(0);
+    middle(values.len() / 2) + middle((values.len().max(1) - 1) / 2)
+}
+
+/// The segments as touches: joined again where one goes on behind the other, at times that never go back.
+fn join(segments: &[Segment<'_>]) -> Vec<RecordTouch> {
+    let mut touches: Vec<RecordTouch> = Vec::new();
+    for segment in segments {
+        let blocks = segment.end - segment.start;
+        let after_ms = segment.after_ms.max(touches.last().map_or(0, |last| last.after_ms));
+        if let Some(last) = touches.last_mut()
+            && last.image == segment.image
+            && last.end() == segment.start
+            && last.after_ms == after_ms
+            && let Ok(blocks) = u32::try_from(u64::from(last.blocks) + blocks)
+        {
+            last.blocks = blocks;
+            continue;
         }
-        now_ms = next.time_ms.max(now_ms);
-        let image = (*image).to_owned();
-        touches.push(RecordTouch { after_ms: now_ms, image, first_block: next.block, blocks: 1 });
+        // A segment is a part of a touch, and so no longer.
+        touches.push(RecordTouch {
+            after_ms,
+            image: segment.image.to_owned(),
+            first_block: segment.start,
+            blocks: blocks as u32,
+        });
     }
     touches
-}
-
-/// The median, the lower one of two; 0 of nothing.
-fn median(values: &mut [u64]) -> u64 {
-    values.sort_unstable();
-    values.get(values.len().saturating_sub(1) / 2).copied().unwrap_or(0)
-}
-
-#[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-    use crate::{Digest, Purpose};
-
-    fn record(touches: &[(u64, &str, u64, u32)]) -> Record {
-        let touch = |&(after_ms, image, first_block, blocks): &(u64, &str, u64, u32)| RecordTouch {
-            after_ms,
-            image: image.to_owned(),
-            first_block,
-            blocks,
-        };
-        let touches = touches.iter().map(touch).collect();
-        Record { manifest: Digest::of(b"manifest"), purpose: Purpose::Boot, touches }
-    }
-
-    fn merged(records: &[Record]) -> Vec<(String, u64, u32)> {
-        Record::merge(records).into_iter().map(|touch| (touch.image, touch.first_block, touch.blocks)).collect()
-    }
-
-    #[test]
-    fn a_slow_run_counts_like_a_fast_one() {
-        let fast = record(&[(0, "a", 0, 2), (10, "a", 10, 2), (20, "b", 0, 4)]);
-        let slow = record(&[(0, "a", 0, 2), (5000, "a", 10, 2), (9000, "b", 0, 4)]);
-        let expected = [("a".to_owned(), 0, 2), ("a".to_owned(), 10, 2), ("b".to_owned(), 0, 4)];
-        assert_eq!(merged(&[fast.clone(), slow.clone()]), expected);
-        assert_eq!(merged(&[slow, fast.clone(), fast]), expected);
-    }
-
-    #[test]
-    fn what_one_of_three_runs_touched_comes_last() {
-        let usual = record(&[(0, "a", 0, 1), (10, "a", 9, 1)]);
-        let odd = record(&[(0, "a", 5, 1), (10, "a", 0, 1), (20, "a", 9, 1)]);
-        let [zero, five, nine] = [0, 5, 9].map(|block| ("a".to_owned(), block, 1));
-        assert_eq!(merged(&[usual.clone(), odd.clone(), usual.clone()]), [zero.clone(), nine.clone(), five.clone()]);
-        // Two runs have no majority.
-        assert_eq!(merged(&[usual, odd])[0].1, 0);
-    }
-
-    proptest! {
-        #[test]
-        fn no_block_is_lost_or_doubled(
-            runs in proptest::collection::vec(proptest::collection::vec((0..40_u64, 1..4_u32), 0..20), 0..5),
-        ) {
-            let mut all = std::collections::BTreeSet::new();
-            let records: Vec<Record> = runs.iter().map(|run| {
-                let mut seen = std::collections::BTreeSet::new();
-                let mut touches = Vec::new();
-                for &(first, blocks) in run {
-                    for block in first..first + u64::from(blocks) {
-                        if seen.insert(block) {
-                            touches.push((touches.len() as u64, "a", block, 1));
-                        }
-                    }
-                }
-                all.extend(seen);
-                record(&touches)
-            }).collect();
-            let merged = Record { touches: Record::merge(&records), ..record(&[]) };
-            let blocks: Vec<u64> = merged.touches.iter()
-                .flat_map(|touch| touch.first_block..touch.first_block + u64::from(touch.blocks)).collect();
-            prop_assert_eq!(blocks.len(), all.len());
-            prop_assert_eq!(blocks.into_iter().collect::<std::collections::BTreeSet<_>>(), all);
-            prop_assert_eq!(Record::decode(&merged.encode()), Ok(merged));
-        }
-    }
 }

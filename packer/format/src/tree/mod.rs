@@ -15,7 +15,6 @@ mod tests;
 pub use content::{ContentInner, ContentLeaf};
 pub use layout::{LayoutInner, LayoutLeaf, NodePlace, Place};
 pub use object::{LayoutObject, Roots};
-
 pub(crate) use packs::Packs;
 
 use crate::limits::{IMAGE_BYTES_MAX, INNER_FANOUT, LEAF_BLOCKS};

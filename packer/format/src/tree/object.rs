@@ -2,12 +2,11 @@
 
 use super::{ContentInner, Geometry, LayoutInner, NodePlace, TreeError};
 use crate::Digest;
-use crate::limits::{DISKS_MAX, LAYOUT_BYTES_MAX, RAM_BLOCKS_MAX, SMALL_INDEX_BYTES_MAX};
+use crate::limits::{IMAGES_MAX, LAYOUT_BYTES_MAX, SMALL_INDEX_BYTES_MAX};
 use crate::wire::{Reader, WireError, put_varint};
 
 const TAG: &[u8] = b"VMNXLAY0";
 const OBJECT: &str = "layout object";
-const IMAGES_MAX: u32 = (DISKS_MAX + RAM_BLOCKS_MAX) as u32;
 
 /// The two roots of one image.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -26,8 +25,8 @@ pub struct LayoutObject {
 }
 
 impl Roots {
-    /// Whether the whole index of an image of this shape is to be fetched with one request: it is small and its leaves lie
-    /// in one piece.
+    /// Whether a reader fetches all leaves of the image with one request, instead of each when it is needed: they must
+    /// be the root's own children, in one pack, within [`SMALL_INDEX_BYTES_MAX`].
     #[must_use]
     pub fn is_small_index(&self, geometry: Geometry) -> bool {
         let places = self.layout.children();

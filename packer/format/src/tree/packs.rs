@@ -1,4 +1,4 @@
-//! The packs that a layout node or an order names, and the places of frames in them.
+//! The table of packs at the head of what says where frames are stored.
 
 use std::collections::HashMap;
 
@@ -6,14 +6,18 @@ use crate::Digest;
 use crate::limits::{NODE_PACKS_MAX, PACK_BYTES_MAX};
 use crate::wire::{Reader, WireError, put_varint, put_zigzag};
 
-/// The table of packs at the head of an object that places frames, with the end of what was last placed in each: frames mostly follow
-/// one another, so an offset is stored as its distance from there.
+/// The packs that a layout node or an order names, with the end of what was last placed in each: frames mostly follow one
+/// another, so an offset is stored as its distance from there.
 pub(crate) struct Packs {
     packs: Vec<(Digest, u64)>,
     numbers: HashMap<Digest, usize>,
 }
 
 impl Packs {
+    pub(crate) const fn len(&self) -> usize {
+        self.packs.len()
+    }
+
     pub(crate) fn collect(packs: impl Iterator<Item = Digest>, out: &mut Vec<u8>) -> Self {
         let mut table = Self { packs: Vec::new(), numbers: HashMap::new() };
         for pack in packs {
@@ -25,6 +29,12 @@ impl Packs {
         put_varint(out, table.packs.len() as u64);
         out.extend(table.packs.iter().flat_map(|(pack, _)| pack.as_bytes()));
         table
+    }
+
+    /// Whether these are the packs that [`Self::collect`] would list for frames in `places`: each once, by first use.
+    pub(crate) fn lists_just(&self, places: impl Iterator<Item = Digest>) -> bool {
+        let just = Self::collect(places, &mut Vec::new());
+        just.packs.iter().map(|(pack, _)| pack).eq(self.packs.iter().map(|(pack, _)| pack))
     }
 
     pub(crate) fn put(&mut self, out: &mut Vec<u8>, pack: Digest, offset: u64, stored_len: u64) {

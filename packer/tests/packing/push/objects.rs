@@ -21,6 +21,7 @@ fn a_bucket_is_read_like_any_web_server() {
     let proxy = Proxy::start(s3.port(), |_, _| Fate::Pass);
     let first = disk(1);
     scene.build("vm", &scene.image("disk", &first));
+    scene.order("vm", &[(9, 40), (200, 3)]);
     let report = pushed(&scene, &proxy.endpoint(), &[]);
     assert_eq!(report["links"][0]["changed"], true);
     assert_eq!(report["uploaded_objects"], report["objects"]);
@@ -40,7 +41,9 @@ fn a_bucket_is_read_like_any_web_server() {
     // What servers and caches say of it.
     let pack = here.iter().find(|path| path.starts_with("packs/")).unwrap();
     let manifest = here.iter().find(|path| path.starts_with("manifests/")).unwrap();
-    for (path, kind) in [(pack, "application/octet-stream"), (manifest, "application/json")] {
+    let order = here.iter().find(|path| path.starts_with("orders/")).unwrap();
+    let binary = "application/octet-stream";
+    for (path, kind) in [(pack, binary), (order, binary), (manifest, "application/json")] {
         let told = headers(&s3.url(path));
         assert!(told.contains("cache-control: public, max-age=31536000, immutable"), "{told}");
         assert!(told.contains(&format!("content-type: {kind}")), "{told}");
@@ -89,6 +92,7 @@ fn damage_is_refused_before_anything_is_uploaded() {
     let (scene, s3) = (Scene::new(), S3::start());
     let proxy = Proxy::start(s3.port(), |_, _| Fate::Pass);
     scene.build("vm", &scene.image("disk", &disk(1)));
+    scene.order("vm", &[(9, 40)]);
     for object in scene.files() {
         if object == scene.link("vm") {
             continue;
