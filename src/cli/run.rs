@@ -195,7 +195,8 @@ fn log_fetched(package: &Package) {
 
 fn open_store(args: &Args) -> Result<Store, Error> {
     let (memory_bytes, trust) = (args.memory_cache, args.trust.trust());
-    let options = |disk| Options { memory_bytes, disk, retry_for: RETRY_FOR, trust: trust.clone() };
+    let options =
+        |disk| Options { memory_bytes, disk, retry_for: RETRY_FOR, trust: trust.clone(), ..Options::default() };
     if args.disk_cache == 0 {
         return Ok(Store::open(options(None))?);
     }

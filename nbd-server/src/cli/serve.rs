@@ -85,6 +85,7 @@ pub(super) async fn run(args: Args) -> Result<(), Error> {
         disk: args.cache_dir.map(|dir| (dir, args.disk_cache)),
         retry_for: Duration::from_secs(args.retry_for),
         trust: args.trust.trust(),
+        ..Options::default()
     })?;
     let opening = async {
         match args.order {

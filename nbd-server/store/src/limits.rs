@@ -6,7 +6,43 @@ use std::time::Duration;
 pub const ORIGIN_REQUESTS_MAX: usize = 12;
 
 /// Requests that are not for waiting readers; the rest of [`ORIGIN_REQUESTS_MAX`] is kept for those who wait.
-pub const ORIGIN_BACKGROUND_REQUESTS_MAX: usize = 8;
+pub const ORIGIN_LESSER_REQUESTS_MAX: usize = 8;
+
+/// Requests among these for what is to be here some day.
+pub const ORIGIN_BACKGROUND_REQUESTS_MAX: usize = 4;
+
+/// Time between two looks whether the background may go on, if its rate is limited.
+pub const BACKGROUND_LOOK: Duration = Duration::from_millis(50);
+
+/// Share of an origin's demand requests that begin sooner than a hedge is sent.
+pub const HEDGE_QUANTILE: f64 = 0.95;
+
+/// A hedge waits so many times as long as that.
+pub const HEDGE_FACTOR: u32 = 2;
+
+/// A hedge waits at least so long.
+pub const HEDGE_AFTER_MIN: Duration = Duration::from_millis(50);
+
+/// A hedge waits at most so long.
+pub const HEDGE_AFTER_MAX: Duration = Duration::from_secs(2);
+
+/// Of so many requests one may have a hedge: a server that is slow for everybody must not be asked twice as often.
+pub const HEDGE_PARTS: u64 = 20;
+
+/// Time for which a mirror that failed is not asked while another can be; it doubles with each failure in a row.
+pub const MIRROR_REST_MIN: Duration = Duration::from_secs(1);
+
+/// The longest such time.
+pub const MIRROR_REST_MAX: Duration = Duration::from_secs(60);
+
+/// Objects that are remembered of one mirror as missing or damaged there.
+pub const MIRROR_AVOIDED_MAX: usize = 1024;
+
+/// Of so many requests that nobody waits for one asks another mirror than the best, to learn how that one is.
+pub const MIRROR_PROBE_PARTS: u64 = 16;
+
+/// Responses of an origin whose first bytes' times are remembered.
+pub const PACE_SAMPLES: usize = 32;
 
 /// Time to open a TCP connection.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);

@@ -13,7 +13,9 @@ use vmnetx_format::{
 
 use crate::location::{Location, Place};
 use crate::order::OrderReplay;
-use crate::origin::{DirOrigin, HttpOrigin, Origin, OriginTier, Retry, leads_inside, shown};
+use crate::origin::{
+    DirOrigin, HttpOrigin, MirrorState, Mirrors, Origin, OriginCounts, OriginTier, Retry, leads_inside, shown,
+};
 use crate::trust::{self, Asked, Believed, Notice};
 use crate::{Error, Image, OrderCounts, Recorder, Store};
 
@@ -25,6 +27,7 @@ pub struct Package {
     manifest: Manifest,
     disks: Vec<Arc<Image>>,
     origin: Arc<OriginTier>,
+    mirrors: Arc<Mirrors>,
     head_bytes: u64,
     believed: Believed,
     order: Option<OrderReplay>,
@@ -34,7 +37,7 @@ pub struct Package {
 struct Head {
     link: Link,
     believed: Believed,
-    origin: Arc<dyn Origin>,
+    mirrors: Arc<Mirrors>,
     /// Where the link is, to be shown.
     shown: String,
     bytes: u64,
@@ -43,7 +46,7 @@ struct Head {
 impl Package {
     /// Opens the version that `location` names; `in_order` says whether its recorded order is replayed.
     pub(crate) async fn open(store: &Store, location: &Location, in_order: bool) -> Result<Self, Error> {
-        let Head { link, believed, origin, shown, bytes: link_bytes } = read_link(store, location).await?;
+        let Head { link, believed, mirrors, shown, bytes: link_bytes } = read_link(store, location).await?;
         let version = match &location.version {
             None => link.current.clone(),
             Some(wanted) => {
@@ -51,7 +54,8 @@ impl Package {
                 version.ok_or(Error::NoVersion { link: shown, version: *wanted })?
             }
         };
-        let (tiers, frames) = store.tiers(Arc::clone(&origin));
+        let (tiers, frames) = store.tiers(Arc::clone(&mirrors));
+        let origin: Arc<dyn Origin> = Arc::<Mirrors>::clone(&mirrors);
         let plan = Arc::default();
         // At once, for what it brings is what the guest will wait for.
         let order = in_order.then(|| OrderReplay::start(store, &origin, &version, tiers.clone(), Arc::clone(&plan)));
@@ -72,7 +76,7 @@ impl Package {
         });
         let disks = disks.collect();
         let head_bytes = link_bytes + manifest_object.origin_bytes + layout_object.origin_bytes;
-        Ok(Self { link, version, manifest, disks, origin: frames, head_bytes, believed, order })
+        Ok(Self { link, version, manifest, disks, origin: frames, mirrors, head_bytes, believed, order })
     }
 
     /// What the link said when the package was opened.
@@ -132,6 +136,18 @@ impl Package {
         self.order.as_ref().and_then(OrderReplay::counts)
     }
 
+    /// What its origin was asked for and gave so far.
+    #[must_use]
+    pub fn origin_counts(&self) -> OriginCounts {
+        self.origin.counts()
+    }
+
+    /// How the places of its repository do, in the link's order.
+    #[must_use]
+    pub fn mirrors(&self) -> Vec<MirrorState> {
+        self.mirrors.states()
+    }
+
     /// Requests for ranges of packs so far.
     #[must_use]
     pub fn origin_requests(&self) -> u64 {
@@ -164,7 +180,13 @@ async fn read_link(store: &Store, location: &Location) -> Result<Head, Error> {
             }
             let signer = store.trust().check_file(path, &envelope)?;
             let believed = Believed { signer, notices: Vec::new() };
-            Ok(Head { link: envelope.link, believed, origin: Arc::new(origin), shown, bytes: bytes.len() as u64 })
+            Ok(Head {
+                link: envelope.link,
+                believed,
+                mirrors: Arc::new(Mirrors::new(Arc::new(origin), [])),
+                shown,
+                bytes: bytes.len() as u64,
+            })
         }
     }
 }
@@ -181,12 +203,13 @@ async fn read_remote_link(
     check_reach(&envelope.link, url).map_err(|source| Error::Link { object: shown(url), source })?;
     let asked = Asked { url, pinned: location.version.is_some(), pointer };
     let believed = store.trust().check(&asked, &envelope).await?;
-    let base = match envelope.link.repositories.first() {
-        Some(repository) => repository.clone(),
-        None => url.join(".").map_err(|error| Error::network(url.as_str(), error))?,
+    let at = |base: &Url| -> Arc<dyn Origin> { Arc::new(HttpOrigin::new(store.client().clone(), base.clone())) };
+    let mirrors = match envelope.link.repositories.split_first() {
+        Some((first, others)) => Mirrors::new(at(first), others.iter().map(at)),
+        None => Mirrors::new(at(&url.join(".").map_err(|error| Error::network(url.as_str(), error))?), []),
     };
-    let origin = Arc::new(HttpOrigin::new(store.client().clone(), base));
-    Ok(Head { link: envelope.link, believed, origin, shown: shown(url), bytes: bytes.len() as u64 })
+    let mirrors = Arc::new(mirrors);
+    Ok(Head { link: envelope.link, believed, mirrors, shown: shown(url), bytes: bytes.len() as u64 })
 }
 
 /// Where a link may lead depends on where it was read from.
@@ -261,7 +284,10 @@ async fn fetched(
             Ok(bytes) => return Ok(bytes),
             Err(error) => error.of_object(),
         };
-        damaged += u32::from(error.is_damage());
+        if error.is_damage() {
+            damaged += 1;
+            origin.distrust(path, &error);
+        }
         let again = error.is_transient() || (error.is_damage() && damaged < crate::limits::DAMAGED_TRIES_MAX);
         if !again || !retry.pause().await {
             return Err(error);

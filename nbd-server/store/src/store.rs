@@ -4,10 +4,10 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::cache::{DiskCache, DiskTier, MemoryCache, MemoryTier, ObjectCache, SingleFlight};
+use crate::cache::{DiskCache, DiskTier, Flights, MemoryCache, MemoryTier, ObjectCache, SingleFlight};
 use crate::image::Tiers;
 use crate::limits::RETRY_FOR;
-use crate::origin::{HttpClient, Origin, OriginTier};
+use crate::origin::{HttpClient, Mirrors, OriginTier};
 use crate::tier::Tier;
 use crate::trust::Trust;
 use crate::{Error, Location, Package};
@@ -24,6 +24,8 @@ pub struct Options {
     pub disk: Option<(PathBuf, u64)>,
     /// How long a read is tried again when the origin fails.
     pub retry_for: Duration,
+    /// Bytes a second that fetches for the background may take of each origin; nothing for no limit.
+    pub background_bytes_per_s: Option<u64>,
     /// Which links are believed. By default nothing is remembered of them.
     pub trust: Trust,
 }
@@ -36,13 +38,21 @@ pub struct Store {
     memory_bytes: u64,
     disk: Option<Arc<DiskCache>>,
     objects: Option<Arc<ObjectCache>>,
+    flights: Arc<Flights>,
     retry_for: Duration,
+    background_bytes_per_s: Option<u64>,
     trust: Arc<Trust>,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { memory_bytes: 512 << 20, disk: None, retry_for: RETRY_FOR, trust: Trust::default() }
+        Self {
+            memory_bytes: 512 << 20,
+            disk: None,
+            retry_for: RETRY_FOR,
+            background_bytes_per_s: None,
+            trust: Trust::default(),
+        }
     }
 }
 
@@ -57,9 +67,10 @@ impl Store {
             Some((dir, bytes)) => Some(Arc::new(DiskCache::open(&dir, bytes)?)),
             None => None,
         };
-        let Options { memory_bytes, retry_for, trust, .. } = options;
+        let Options { memory_bytes, retry_for, background_bytes_per_s, trust, .. } = options;
         let memory = Arc::new(MemoryCache::new(memory_bytes));
-        Ok(Self { client: HttpClient::new()?, memory, memory_bytes, disk, objects, retry_for, trust: Arc::new(trust) })
+        let (client, flights, trust) = (HttpClient::new()?, Arc::default(), Arc::new(trust));
+        Ok(Self { client, memory, memory_bytes, disk, objects, flights, retry_for, background_bytes_per_s, trust })
     }
 
     /// Opens the package that a link names.
@@ -114,14 +125,15 @@ impl Store {
     }
 
     /// Puts the tiers before an origin: single flight, memory, disk, origin.
-    pub(crate) fn tiers(&self, origin: Arc<dyn Origin>) -> (Tiers, Arc<OriginTier>) {
-        let last = Arc::new(OriginTier::new(origin, self.retry_for));
+    pub(crate) fn tiers(&self, mirrors: Arc<Mirrors>) -> (Tiers, Arc<OriginTier>) {
+        let last = OriginTier::over(Arc::clone(&mirrors), self.retry_for, self.background_bytes_per_s);
+        let last = Arc::new(last);
         let mut chain: Arc<dyn Tier> = Arc::<OriginTier>::clone(&last);
         if let Some(disk) = &self.disk {
             chain = Arc::new(DiskTier::new(Arc::clone(disk), chain));
         }
         chain = Arc::new(MemoryTier::new(Arc::clone(&self.memory), chain));
-        let (memory, meter) = (Arc::clone(&self.memory), Arc::clone(last.meter()));
-        (Tiers { memory, flights: Arc::new(SingleFlight::new(chain)), meter }, last)
+        let flights = Arc::new(SingleFlight::shared(Arc::clone(&self.flights), chain));
+        (Tiers { memory: Arc::clone(&self.memory), flights, mirrors }, last)
     }
 }

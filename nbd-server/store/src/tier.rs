@@ -82,6 +82,10 @@ pub struct Sender(mpsc::Sender<Arrival>);
 pub trait Tier: Debug + Send + Sync + 'static {
     /// Fetches `wanted`; returns at once. Must be called within a tokio runtime.
     fn fetch(&self, wanted: Vec<Wanted>, why: Why) -> Arrivals;
+
+    /// Somebody more urgent waits for frames that are being fetched already: what is still queued goes out as if it had
+    /// been asked for by `why`.
+    fn promote(&self, _digests: &[Digest], _why: Why) {}
 }
 
 impl Arrivals {

@@ -277,6 +277,10 @@ impl Tier for DiskTier {
         }
         arrivals
     }
+
+    fn promote(&self, digests: &[Digest], why: Why) {
+        self.next.promote(digests, why);
+    }
 }
 
 /// A fetch on its way through this tier.

@@ -100,4 +100,8 @@ impl Tier for MemoryTier {
         });
         arrivals
     }
+
+    fn promote(&self, digests: &[Digest], why: Why) {
+        self.next.promote(digests, why);
+    }
 }

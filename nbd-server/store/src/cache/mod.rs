@@ -6,7 +6,7 @@ mod memory;
 mod objects;
 
 pub use disk::{DiskCache, DiskTier};
-pub use flight::SingleFlight;
+pub use flight::{Flights, SingleFlight};
 pub use memory::{MemoryCache, MemoryTier};
 
 pub(crate) use objects::ObjectCache;

@@ -14,7 +14,7 @@ use self::index::{Index, Leaf};
 use self::read_ahead::ReadAhead;
 use crate::cache::{MemoryCache, SingleFlight};
 use crate::order::{Plan, Recorder};
-use crate::origin::Meter;
+use crate::origin::Mirrors;
 use crate::tier::{Arrivals, Tier, Wanted, Why};
 use crate::{Counters, Error};
 
@@ -66,8 +66,8 @@ pub(crate) struct Tiers {
     pub(crate) memory: Arc<MemoryCache>,
     /// The outermost tier, before all others.
     pub(crate) flights: Arc<SingleFlight>,
-    /// What is known of the origin's line.
-    pub(crate) meter: Arc<Meter>,
+    /// Where the package comes from, and what is known of the link to there.
+    pub(crate) mirrors: Arc<Mirrors>,
 }
 
 /// A chunk that a read touches: the part of it that is wanted, and where that part stands in the answer.
@@ -305,7 +305,7 @@ impl Image {
     }
 
     fn follow(&self, at: u64, stop: u64, missed: bool) -> Range<u64> {
-        let line = if missed { self.tiers.meter.round_trip_bytes() } else { None };
+        let line = if missed { self.tiers.mirrors.round_trip_bytes() } else { None };
         self.read_ahead.lock().unwrap_or_else(PoisonError::into_inner).window(at, stop, missed, line)
     }
 

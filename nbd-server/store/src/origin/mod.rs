@@ -2,10 +2,14 @@
 
 mod dir;
 mod http;
+mod job;
 mod meter;
+mod mirrors;
+mod pace;
 mod ranges;
 mod reach;
 mod retry;
+mod slots;
 mod tier;
 
 use std::fmt::Debug;
@@ -19,14 +23,16 @@ use url::Url;
 
 pub use dir::DirOrigin;
 pub use http::{AGENT, Connector, HttpClient, HttpOrigin, connector};
-pub use tier::OriginTier;
+pub use mirrors::{MirrorState, Mirrors};
+pub use tier::{OriginCounts, OriginTier};
 
 use crate::Error;
 
+pub(crate) use job::open_frame;
 pub(crate) use meter::Meter;
+pub(crate) use pace::Pace;
 pub(crate) use reach::leads_inside;
 pub(crate) use retry::Retry;
-pub(crate) use tier::open_frame;
 
 /// A future that a trait object returns.
 pub type Promise<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
@@ -43,6 +49,9 @@ pub trait Origin: Debug + Send + Sync + 'static {
 
     /// Starts to read `range` of an object.
     fn range<'a>(&'a self, path: &'a str, range: Range<u64>) -> Promise<'a, Result<Body, Error>>;
+
+    /// What it gave of an object was damaged: if it has the object from elsewhere too, it should look there.
+    fn distrust(&self, _path: &str, _error: &Error) {}
 }
 
 /// The bytes of a range as they arrive. They may end early: the reader counts.

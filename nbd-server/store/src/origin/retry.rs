@@ -36,11 +36,6 @@ impl Retry {
         tokio::time::timeout_at(self.deadline, work).await.ok()
     }
 
-    /// Goes on to another piece of the work: its first pause is short again, its time is what is left.
-    pub(crate) const fn next(&mut self) {
-        self.pause = RETRY_PAUSE_MIN;
-    }
-
     /// Something succeeded: the time starts anew, for it is progress that counts.
     pub(crate) fn progress(&mut self, budget: Duration) {
         *self = Self::for_as_long_as(budget);

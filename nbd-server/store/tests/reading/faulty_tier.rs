@@ -1,10 +1,11 @@
 //! A tier that wraps another and delays or fails what the test tells it to.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio::sync::watch;
+use vmnetx_format::Digest;
 use vmnetx_store::Error;
 use vmnetx_store::tier::{Arrivals, Tier, Wanted, Why};
 
@@ -28,16 +29,22 @@ pub(crate) struct FaultyTier {
     next: Arc<dyn Tier>,
     fate: Box<dyn Fn(&Wanted) -> Fate + Send + Sync>,
     asked: AtomicUsize,
+    promoted: Mutex<Vec<(Digest, Why)>>,
 }
 
 impl FaultyTier {
     pub(crate) fn new(next: Arc<dyn Tier>, fate: impl Fn(&Wanted) -> Fate + Send + Sync + 'static) -> Self {
-        Self { next, fate: Box::new(fate), asked: AtomicUsize::new(0) }
+        Self { next, fate: Box::new(fate), asked: AtomicUsize::new(0), promoted: Mutex::default() }
     }
 
     /// Frames that it was asked for so far.
     pub(crate) fn asked(&self) -> usize {
         self.asked.load(Ordering::SeqCst)
+    }
+
+    /// What became more urgent so far.
+    pub(crate) fn promoted(&self) -> Vec<(Digest, Why)> {
+        self.promoted.lock().unwrap().clone()
     }
 }
 
@@ -77,5 +84,10 @@ impl Tier for FaultyTier {
             });
         }
         arrivals
+    }
+
+    fn promote(&self, digests: &[Digest], why: Why) {
+        self.promoted.lock().unwrap().extend(digests.iter().map(|digest| (*digest, why)));
+        self.next.promote(digests, why);
     }
 }

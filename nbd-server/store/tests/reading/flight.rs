@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 use vmnetx_store::origin::{DirOrigin, OriginTier};
-use vmnetx_store::tier::{Found, Source as Origin, Tier, Why};
-use vmnetx_store::{Error, SingleFlight};
+use vmnetx_store::tier::{Arrivals, Found, Source as Origin, Tier, Wanted, Why};
+use vmnetx_store::{Error, Flights, SingleFlight};
 
 use crate::faulty_tier::{Fate, FaultyTier, failure};
 use crate::support::repository::{Frame, Repository};
@@ -126,4 +126,75 @@ async fn a_list_may_join_some_flights_and_start_others() {
         answered += 1;
     }
     assert_eq!((answered, rig.counted.asked()), (list.len(), list.len()));
+}
+
+/// Two packages of one repository: whoever comes first fetches for both, and one whose own origin is well does not suffer
+/// from the other's.
+#[tokio::test]
+async fn packages_share_flights_but_not_failures() {
+    let shared = Arc::<Flights>::default();
+    let (open, gate) = watch::channel(false);
+    let first = rig(move || Fate::When(gate.clone()));
+    let winner = SingleFlight::shared(Arc::clone(&shared), Arc::<FaultyTier>::clone(&first.counted));
+    let mut fetched = winner.fetch(vec![first.frame().wanted.clone()], Why::ReadAhead);
+    let second = rig(|| Fate::Pass);
+    let joiner = SingleFlight::shared(Arc::clone(&shared), Arc::<FaultyTier>::clone(&second.counted));
+    let mut joined = joiner.fetch(vec![first.frame().wanted.clone()], Why::Demand);
+    open.send(true).unwrap();
+    assert!(within(20, fetched.next()).await.unwrap().result.is_ok());
+    assert_eq!(within(20, joined.next()).await.unwrap().result.unwrap().source, Origin::Joined);
+    assert_eq!((first.counted.asked(), second.counted.asked()), (1, 0));
+
+    for fate in [Fate::Fail, Fate::Lose] {
+        let failing = Arc::new(FaultyTier::new(Arc::<FaultyTier>::clone(&first.counted), move |_| fate.clone()));
+        let winner = SingleFlight::shared(Arc::clone(&shared), failing);
+        let mut lost = winner.fetch(vec![first.frame().wanted.clone()], Why::Demand);
+        let mut joined = joiner.fetch(vec![first.frame().wanted.clone()], Why::Demand);
+        assert!(within(20, lost.next()).await.unwrap().result.is_err());
+        assert!(within(20, joined.next()).await.unwrap().result.unwrap().plain == first.frame().plain);
+    }
+}
+
+/// A reader that joins what only the background wanted makes it urgent.
+#[tokio::test]
+async fn joining_promotes() {
+    let (open, gate) = watch::channel(false);
+    let rig = rig(move || Fate::When(gate.clone()));
+    let list: Vec<_> = rig.repository.chunks.iter().map(|frame| frame.wanted.clone()).collect();
+    let background = rig.flights.fetch(list.clone(), Why::Background);
+    let ahead = rig.flights.fetch(list[..2].to_vec(), Why::ReadAhead);
+    let reader = rig.flights.fetch(list[1..2].to_vec(), Why::Demand);
+    let late = rig.flights.fetch(list[..2].to_vec(), Why::Order);
+    let promoted = rig.counted.promoted();
+    let of = |index: usize, why| (list[index].digest, why);
+    assert_eq!(promoted, [of(0, Why::ReadAhead), of(1, Why::ReadAhead), of(1, Why::Demand), of(0, Why::Order)]);
+    open.send(true).unwrap();
+    drop((background, ahead, reader, late));
+}
+
+#[derive(Debug)]
+struct Panics;
+
+impl Tier for Panics {
+    fn fetch(&self, _: Vec<Wanted>, _: Why) -> Arrivals {
+        panic!("the test says so")
+    }
+}
+
+/// Whoever joined a fetch that fell over is told, and the next one tries anew.
+#[tokio::test]
+async fn a_fetch_that_panics_leaves_nobody_waiting() {
+    let repository = Repository::of(&mixed());
+    let wanted = vec![repository.chunks[0].wanted.clone()];
+    let flights = Arc::new(SingleFlight::new(Arc::new(Panics)));
+    let fetch = || {
+        tokio::spawn({
+            let (flights, wanted) = (Arc::clone(&flights), wanted.clone());
+            async move { flights.fetch(wanted, Why::Demand) }
+        })
+    };
+    for _ in 0..2 {
+        assert!(within(20, fetch()).await.unwrap_err().is_panic());
+        assert!(!flights.is_under_way(&wanted[0].digest));
+    }
 }

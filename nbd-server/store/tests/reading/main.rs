@@ -5,6 +5,7 @@ mod conformance;
 mod disk;
 mod faulty_tier;
 mod flight;
+mod mirrors;
 mod model;
 mod order;
 mod origin;
