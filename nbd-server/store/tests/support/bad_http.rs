@@ -81,7 +81,16 @@ struct Site {
 impl BadServer {
     /// Serves the files below `root`; `behave` says how each request is answered.
     pub(crate) async fn start(root: &Path, behave: impl Fn(&Asked) -> Answer + Send + Sync + 'static) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        Self::start_at("127.0.0.1:0".parse().unwrap(), root, behave).await
+    }
+
+    /// The same at an address, for instance that of a server which has ended.
+    pub(crate) async fn start_at(
+        address: SocketAddr,
+        root: &Path,
+        behave: impl Fn(&Asked) -> Answer + Send + Sync + 'static,
+    ) -> Self {
+        let listener = TcpListener::bind(address).await.unwrap();
         let address = listener.local_addr().unwrap();
         let log = Arc::<Mutex<Vec<Asked>>>::default();
         let site =
@@ -98,6 +107,11 @@ impl BadServer {
             }
         });
         Self { address, log, task }
+    }
+
+    /// Where it listens.
+    pub(crate) const fn address(&self) -> SocketAddr {
+        self.address
     }
 
     /// The URL of the served folder.
