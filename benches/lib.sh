@@ -121,4 +121,4 @@ ratio() { awk -v a="$1" -v b="$2" 'BEGIN { printf "%.3f", a / b }'; }
 mega() { awk -v a="$1" 'BEGIN { printf "%.2f", a / 1e6 }'; }
 bytes_in() { find "$1" -type f -printf '%s\n' | awk '{ s += $1 } END { print s + 0 }'; }
 # row CELL...: a row of a Markdown table.
-row() { printf '| %s' "$@"; printf ' |\n'; }
+row() { printf '| %s ' "$@"; printf '|\n'; }

@@ -57,6 +57,8 @@ pub(crate) enum Answer {
     Redirect(String),
     /// Goodly, but with so many bytes of header fields before the body.
     Headers(usize),
+    /// With these bytes for the range that was asked for, of an object that has so many.
+    Part(Vec<u8>, u64),
     /// With these bytes; then the connection is closed.
     Raw(Vec<u8>),
 }
@@ -74,6 +76,7 @@ type Behave = dyn Fn(&Asked) -> Answer + Send + Sync;
 struct Site {
     root: PathBuf,
     behave: Box<Behave>,
+    late: Duration,
     seen: Mutex<HashMap<String, usize>>,
     log: Arc<Mutex<Vec<Asked>>>,
 }
@@ -84,17 +87,35 @@ impl BadServer {
         Self::start_at("127.0.0.1:0".parse().unwrap(), root, behave).await
     }
 
+    /// The same, each answer so much later.
+    pub(crate) async fn start_late(
+        root: &Path,
+        late: Duration,
+        behave: impl Fn(&Asked) -> Answer + Send + Sync + 'static,
+    ) -> Self {
+        Self::listen("127.0.0.1:0".parse().unwrap(), root, late, behave).await
+    }
+
     /// The same at an address, for instance that of a server which has ended.
     pub(crate) async fn start_at(
         address: SocketAddr,
         root: &Path,
         behave: impl Fn(&Asked) -> Answer + Send + Sync + 'static,
     ) -> Self {
+        Self::listen(address, root, Duration::ZERO, behave).await
+    }
+
+    async fn listen(
+        address: SocketAddr,
+        root: &Path,
+        late: Duration,
+        behave: impl Fn(&Asked) -> Answer + Send + Sync + 'static,
+    ) -> Self {
         let listener = TcpListener::bind(address).await.unwrap();
         let address = listener.local_addr().unwrap();
         let log = Arc::<Mutex<Vec<Asked>>>::default();
-        let site =
-            Site { root: root.to_owned(), behave: Box::new(behave), seen: Mutex::default(), log: Arc::clone(&log) };
+        let (root, behave) = (root.to_owned(), Box::new(behave));
+        let site = Site { root, behave, late, seen: Mutex::default(), log: Arc::clone(&log) };
         let site = Arc::new(site);
         let task = tokio::spawn(async move {
             // Connections end with the listener's task.
@@ -157,6 +178,9 @@ impl Site {
             };
             let asked = self.note(&head);
             let answer = (self.behave)(&asked);
+            if !self.late.is_zero() {
+                tokio::time::sleep(self.late).await;
+            }
             if !self.answer(&mut stream, &asked, answer).await? {
                 return Ok(());
             }
@@ -252,6 +276,9 @@ impl Site {
                 response.fields.push(("Content-Range".into(), label.into()));
             }
             Answer::More(bytes) => return self.good(asked, bytes),
+            Answer::Part(bytes, total) => {
+                return Response::part(bytes, asked.range.as_ref().map_or(0, |r| r.start), total);
+            }
             Answer::Redirect(target) => {
                 response = Response::new(302, Vec::new());
                 response.fields.push(("Location".into(), target));
@@ -271,11 +298,9 @@ impl Site {
             return Response::new(416, Vec::new());
         }
         let end = range.end.min(total);
-        let mut body = object[range.start as usize..end as usize].to_vec();
-        body.extend(vec![0xee; more]);
-        let mut response = Response::new(206, body);
-        let label = format!("bytes {}-{}/{total}", range.start, end - 1);
-        response.fields.push(("Content-Range".into(), label));
+        let mut response = Response::part(object[range.start as usize..end as usize].to_vec(), range.start, total);
+        response.body.extend(vec![0xee; more]);
+        response.length += more as u64;
         response
     }
 }
@@ -290,6 +315,14 @@ struct Response {
 impl Response {
     fn new(status: u16, body: Vec<u8>) -> Self {
         Self { status, fields: Vec::new(), length: body.len() as u64, body }
+    }
+
+    /// A part of an object of `total` bytes that begins at `start`.
+    fn part(body: Vec<u8>, start: u64, total: u64) -> Self {
+        let label = format!("bytes {start}-{}/{total}", start + body.len() as u64 - 1);
+        let mut response = Self::new(206, body);
+        response.fields.push(("Content-Range".into(), label));
+        response
     }
 
     fn join(self) -> Vec<u8> {

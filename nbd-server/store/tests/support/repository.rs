@@ -57,9 +57,7 @@ impl Repository {
     /// publisher could do.
     pub(crate) fn edited(disks: &[(&str, &Source)], mut edit: impl FnMut(&mut Leaf)) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        for folder in ["manifests", "layouts", "packs"] {
-            std::fs::create_dir(dir.path().join(folder)).unwrap();
-        }
+        std::fs::create_dir(dir.path().join("packs")).unwrap();
         let mut writer = Writer { root: dir.path(), known: HashMap::new(), chunks: Vec::new() };
         let mut images = Vec::new();
         let mut described = Vec::new();
@@ -71,23 +69,8 @@ impl Repository {
             images.push(roots);
         }
         let chunks = writer.chunks;
-        let manifest = Manifest::new(Machine::from_toml(MACHINE).unwrap(), described, None).unwrap().encode();
-        let layout = LayoutObject { images }.encode();
-        let version = Version {
-            manifest: Digest::of(&manifest),
-            manifest_bytes: manifest.len() as u64,
-            layout: Digest::of(&layout),
-            layout_bytes: layout.len() as u64,
-            orders: Vec::new(),
-            published_unix_s: 1_700_000_000,
-            pinned: false,
-        };
-        std::fs::write(dir.path().join(manifest_path(&version.manifest)), manifest).unwrap();
-        std::fs::write(dir.path().join(layout_path(&version.layout)), layout).unwrap();
-        let repository = Self { dir, chunks, version };
-        let link = repository.link();
-        std::fs::write(repository.link_file(), Envelope::unsigned(link).unwrap().encode()).unwrap();
-        repository
+        let version = publish(dir.path(), described, images);
+        Self { dir, chunks, version }
     }
 
     /// The repository's root.
@@ -106,8 +89,7 @@ impl Repository {
 
     /// What the link says.
     pub(crate) fn link(&self) -> Link {
-        let current = self.version.clone();
-        Link { name: name(), title: None, serial: 1, repositories: Vec::new(), current, retained: Vec::new() }
+        link(&self.version)
     }
 
     /// The files of all packs.
@@ -125,6 +107,34 @@ pub(crate) struct Leaf {
     pub(crate) chunks: Vec<(u32, u32, Digest)>,
     /// Where each of them lies.
     pub(crate) places: Vec<Place>,
+}
+
+/// Writes manifest, layout object and link of a package whose packs hold these trees.
+pub(crate) fn publish(root: &Path, disks: Vec<Disk>, images: Vec<Roots>) -> Version {
+    let manifest = Manifest::new(Machine::from_toml(MACHINE).unwrap(), disks, None).unwrap().encode();
+    let layout = LayoutObject { images }.encode();
+    let version = Version {
+        manifest: Digest::of(&manifest),
+        manifest_bytes: manifest.len() as u64,
+        layout: Digest::of(&layout),
+        layout_bytes: layout.len() as u64,
+        orders: Vec::new(),
+        published_unix_s: 1_700_000_000,
+        pinned: false,
+    };
+    for (path, bytes) in [(manifest_path(&version.manifest), manifest), (layout_path(&version.layout), layout)] {
+        let file = root.join(path);
+        std::fs::create_dir_all(file.parent().unwrap()).unwrap();
+        std::fs::write(file, bytes).unwrap();
+    }
+    let envelope = Envelope::unsigned(link(&version)).unwrap();
+    std::fs::write(root.join(link_path(&name())), envelope.encode()).unwrap();
+    version
+}
+
+fn link(version: &Version) -> Link {
+    let current = version.clone();
+    Link { name: name(), title: None, serial: 1, repositories: Vec::new(), current, retained: Vec::new() }
 }
 
 fn name() -> Name {
