@@ -88,8 +88,8 @@ CONFIG
     until_there "$work/nginx.pid"
 }
 
-# open_link RATE RTT: a fresh line to nginx; sets shaped, its address. close_link: leaves what it has carried in $work/link.json, and
-# in requests how many came to nginx meanwhile.
+# open_link RATE RTT: a fresh line to nginx; sets shaped, its address. close_link: leaves what it has carried in
+# $work/link.json, and in requests how many came to nginx meanwhile.
 open_link() {
     rm -f "$work/link.talk"
     requests_before=$(wc -l <"$work/access.log")

@@ -17,7 +17,7 @@ use crate::support::source::{LEAF_BYTES, Source, noise};
 
 /// Bytes of every chunk, about the mean of a disk's.
 pub(crate) const CHUNK_BYTES: u64 = 64 << 10;
-/// Distinct chunks, of which all leaves are made: no two leaves in the same way.
+/// Distinct chunks, of which all leaves are made.
 const CHUNKS: u64 = 1024;
 const LEAF_CHUNKS: u64 = LEAF_BYTES / CHUNK_BYTES;
 /// From one pair of leaves to the next in their pack, so that the index of a small disk lies in one piece.
@@ -147,10 +147,11 @@ impl Pack {
     }
 }
 
-/// Which chunk stands where: each leaf begins with another one and goes on with other steps.
+/// Which chunk stands where: each leaf begins with another one and leaves one out at another slot, so that no two are equal
+/// and neighbours lie side by side, as those of a disk do.
 fn chunk_of(leaf: u32, slot: u64) -> u64 {
-    let (start, step) = (u64::from(leaf) % CHUNKS, u64::from(leaf) / CHUNKS * 2 + 1);
-    (start + slot * step) % CHUNKS
+    let (first, left_out) = (u64::from(leaf) % CHUNKS, u64::from(leaf) / CHUNKS);
+    (first + slot + u64::from(slot >= left_out)) % CHUNKS
 }
 
 /// The leaves of these numbers, in their node and in the disk.

@@ -60,7 +60,7 @@ async fn the_first_read_of_a_large_disk_takes_one_more_request_and_one_more_roun
     const LATE: Duration = Duration::from_millis(400);
     let mut found = Vec::new();
     for size_bytes in [SMALL, LARGE] {
-        let offset = size_bytes / 3 / CHUNK_BYTES * CHUNK_BYTES;
+        let offset = size_bytes / 5 / CHUNK_BYTES * CHUNK_BYTES;
         let disk = Arc::new(Dense::new(size_bytes, &[offset]));
         let started = Arc::default();
         let origin = serve(&disk, LATE, &started).await;

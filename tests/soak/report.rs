@@ -10,6 +10,8 @@ use crate::faults::Fault;
 /// Counts; all of them of one run.
 #[derive(Debug, Clone, Default, Serialize)]
 pub(crate) struct Report {
+    /// What gives the same faults again.
+    pub(crate) seed: u64,
     pub(crate) seconds: f64,
     /// Reads that were answered, and their bytes, all compared.
     pub(crate) reads: u64,
@@ -53,6 +55,7 @@ impl Report {
 
 impl fmt::Display for Report {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(out, "seed         {:>14}", self.seed)?;
         writeln!(out, "seconds      {:>14.0}", self.seconds)?;
         writeln!(out, "reads        {:>14}  of {} bytes", self.reads, self.bytes)?;
         writeln!(out, "copies       {:>14}", self.copies)?;

@@ -135,7 +135,7 @@ impl World {
             server: tokio::sync::Mutex::default(),
             serving: Mutex::new(Arc::new(nobody)),
             image: Mutex::new(image),
-            report: Arc::new(Mutex::new(Report { versions: 1, ..Report::default() })),
+            report: Arc::new(Mutex::new(Report { seed, versions: 1, ..Report::default() })),
             stopping: AtomicBool::new(false),
             dir,
         };
