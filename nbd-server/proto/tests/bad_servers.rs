@@ -13,7 +13,7 @@ use vmnetx_nbd_proto::client::{Client, ClientError, ConnectOptions, Mode, Negoti
 use vmnetx_nbd_proto::limits::MAX_IN_FLIGHT;
 use vmnetx_nbd_proto::reply::{self, Extent};
 use vmnetx_nbd_proto::request::{REQUEST_BYTES, Request};
-use vmnetx_nbd_proto::wire::{ChunkFlags, Command, Cookie, ErrorCode, StatusFlags};
+use vmnetx_nbd_proto::wire::{BASE_ALLOCATION, ChunkFlags, Command, Cookie, ErrorCode, RESIDENCY, StatusFlags};
 
 const DONE: ChunkFlags = ChunkFlags::DONE;
 const MORE: ChunkFlags = ChunkFlags::EMPTY;
@@ -25,6 +25,10 @@ struct Puppet {
 
 impl Puppet {
     async fn start(mode: Mode) -> (Self, Client) {
+        Self::start_with(&ConnectOptions::new("disk0").with_mode(mode)).await
+    }
+
+    async fn start_with(options: &ConnectOptions) -> (Self, Client) {
         let (near, mut far) = duplex(1 << 20);
         let server = tokio::spawn(async move {
             let mut input = BytesMut::new();
@@ -32,8 +36,7 @@ impl Puppet {
             assert!(session.unwrap().is_some() && input.is_empty());
             far
         });
-        let options = ConnectOptions::new("disk0").with_mode(mode);
-        let client = Client::connect(near, &options).await.unwrap();
+        let client = Client::connect(near, options).await.unwrap();
         let stream = server.await.unwrap();
         (Self { stream }, client)
     }
@@ -215,6 +218,27 @@ async fn contexts_are_told_exactly_once() {
         puppet.send(&bytes).await;
         let error = connection_error(status.await.unwrap().unwrap_err());
         assert_eq!(error, "BadContexts");
+    }
+
+    // One of two is missing, or comes twice.
+    let options = ConnectOptions::new("disk0").with_contexts([RESIDENCY, BASE_ALLOCATION]);
+    for (ids, good) in [(&[1][..], false), (&[2], false), (&[1, 2, 1], false), (&[1, 2, 3], false), (&[2, 1], true)] {
+        let (mut puppet, client) = Puppet::start_with(&options).await;
+        let status = tokio::spawn(async move { client.block_status(0, 10, false).await });
+        let cookie = puppet.request().await.cookie;
+        let mut bytes = Vec::new();
+        for id in ids {
+            reply::block_status(&mut bytes, cookie, MORE, *id, &[extent(3)]);
+        }
+        reply::done(&mut bytes, cookie);
+        puppet.send(&bytes).await;
+        match status.await.unwrap() {
+            Ok(told) => {
+                assert!(good);
+                assert_eq!([&told[0].context[..], &told[1].context], [RESIDENCY, BASE_ALLOCATION]);
+            }
+            Err(error) => assert!(!good && connection_error(error) == "BadContexts"),
+        }
     }
 
     // More extents than the buffer holds.

@@ -16,7 +16,7 @@ use vmnetx_nbd_proto::reply::{self, Chunk, ChunkHeader, Extent, Header};
 use vmnetx_nbd_proto::request::{Checked, Geometry, REQUEST_BYTES, Request, Requests};
 use vmnetx_nbd_proto::wire::{
     BASE_ALLOCATION, ChunkFlags, ChunkType, Command, CommandFlags, Cookie, ErrorCode, InfoType, OptionCode,
-    OptionReplyType, StatusFlags, TransmissionFlags,
+    OptionReplyType, RESIDENCY, StatusFlags, TransmissionFlags,
 };
 
 struct Disks;
@@ -31,7 +31,7 @@ impl Exports for Disks {
             size_bytes: 1 << 30,
             flags: TransmissionFlags::READ_ONLY,
             block_size: BlockSize::default(),
-            contexts: vec![BASE_ALLOCATION.to_owned()],
+            contexts: vec![BASE_ALLOCATION.to_owned(), RESIDENCY.to_owned()],
         };
         matches!(name, "" | "disk0").then_some((info, ()))
     }
@@ -94,7 +94,8 @@ fn client_option() -> impl Strategy<Value = Vec<u8>> {
         request.encode(code, &mut bytes);
         bytes
     });
-    let query = prop_oneof![Just(BASE_ALLOCATION.to_owned()), Just("base:".to_owned()), text(9)];
+    let known = [BASE_ALLOCATION, RESIDENCY, "base:", "vmnetx:"].map(str::to_owned);
+    let query = prop_oneof![proptest::sample::select(known.to_vec()), text(9)];
     let meta = (any::<bool>(), name(), vec(query, 0..4)).prop_map(|(set, export, queries)| {
         let mut bytes = Vec::new();
         let queries = queries.iter().map(String::as_str).collect();
@@ -281,6 +282,39 @@ proptest! {
         let (header, chunk) = decode_chunk(&bytes);
         prop_assert_eq!((header.cookie, header.is_last()), (cookie, last));
         prop_assert_eq!(chunk, Chunk::BlockStatus { context_id: 5, extents });
+    }
+
+    #[test]
+    fn contexts_are_selected_as_their_queries_say(
+        queries in vec(prop_oneof![Just(BASE_ALLOCATION), Just(RESIDENCY), Just("base:"), Just("vmnetx:"), Just("x:y")], 0..6),
+        listing in any::<bool>(),
+    ) {
+        let code = if listing { OptionCode::LIST_META_CONTEXT } else { OptionCode::SET_META_CONTEXT };
+        let mut bytes = 3u32.to_be_bytes().to_vec();
+        bytes.extend(any_option(OptionCode::STRUCTURED_REPLY, &[]));
+        MetaRequest { export: "disk0", queries: queries.clone() }.encode(code, &mut bytes);
+        let (sent, _, left) = negotiate(TlsPolicy::Unsupported, [&bytes[..]]);
+        prop_assert!(left.is_empty());
+        // Behind the greeting and the answer about structured replies.
+        let mut rest = &sent[18 + OPTION_REPLY_HEADER_BYTES..];
+        let mut told = Vec::new();
+        while let Some(header) = OptionReplyHeader::decode(rest).unwrap() {
+            let (payload, behind) = rest[OPTION_REPLY_HEADER_BYTES..].split_at(header.length as usize);
+            told.push(OptionReply::decode(&header, payload).unwrap());
+            rest = behind;
+        }
+        let named = |name: &str| {
+            let (space, _) = name.split_at(name.find(':').unwrap() + 1);
+            queries.contains(&name) || listing && (queries.is_empty() || queries.contains(&space))
+        };
+        let mut expected: Vec<OptionReply> = [(1, BASE_ALLOCATION), (2, RESIDENCY)]
+            .into_iter()
+            .filter(|(_, name)| named(name))
+            .map(|(id, name)| MetaContext { id: if listing { 0 } else { id }, name: name.to_owned() })
+            .map(OptionReply::MetaContext)
+            .collect();
+        expected.push(OptionReply::Ack);
+        prop_assert_eq!(told, expected);
     }
 
     #[test]

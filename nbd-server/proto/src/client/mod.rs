@@ -55,6 +55,12 @@ impl ConnectOptions {
         Self { export: export.into(), mode: Mode::Structured, contexts: vec![BASE_ALLOCATION.to_owned()] }
     }
 
+    /// The same with these metadata contexts instead.
+    pub fn with_contexts<'a>(mut self, contexts: impl IntoIterator<Item = &'a str>) -> Self {
+        self.contexts = contexts.into_iter().map(str::to_owned).collect();
+        self
+    }
+
     /// The same in another mode.
     pub fn with_mode(mut self, mode: Mode) -> Self {
         self.mode = mode;
@@ -215,7 +221,8 @@ impl Client {
             .collect())
     }
 
-    /// Asks the server to have a range at hand.
+    /// Asks the server to have a range at hand, which may be longer than a READ. When servers answer differs: some at once,
+    /// some when they have it; `export().flags` tells whether they take it at all (`SEND_CACHE`).
     pub async fn cache(&self, offset: u64, length: u32) -> Result<(), ClientError> {
         self.submit(Command::CACHE, offset, length, Assembly::Plain).await.map(drop)
     }

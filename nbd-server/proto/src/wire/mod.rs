@@ -35,6 +35,10 @@ pub const EXPORT_NAME_PADDING_BYTES: usize = 124;
 /// The metadata context that the protocol defines itself: which parts are holes, which read as zeros.
 pub const BASE_ALLOCATION: &str = "base:allocation";
 
+/// The metadata context of this project: which parts the server has at hand and which it would have to fetch
+/// ([`StatusFlags::REMOTE`]). Its extents end where the server's units of fetching do.
+pub const RESIDENCY: &str = "vmnetx:residency";
+
 /// Defines a code: a number with names for the known values.
 macro_rules! codes {
     ($(#[$meta:meta])* $name:ident($int:ty) { $($(#[$value_meta:meta])* $value:ident = $number:expr;)* }) => {

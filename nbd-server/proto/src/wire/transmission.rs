@@ -82,11 +82,18 @@ impl ChunkType {
 }
 
 flags! {
-    /// The status of an extent. The names are those of `base:allocation`; other contexts give the bits their own sense.
+    /// The status of an extent. The names are those of `base:allocation`, in which flags are told too; other contexts
+    /// give the bits their own sense.
     StatusFlags(u32) {
         /// The extent is not allocated.
         HOLE = 1 << 0;
         /// The extent reads as zeros.
         ZERO = 1 << 1;
     }
+}
+
+impl StatusFlags {
+    /// In [`RESIDENCY`](super::RESIDENCY): the server would have to fetch the extent. Clear: it has the extent at hand, or
+    /// the extent is a hole.
+    pub const REMOTE: Self = Self(1 << 0);
 }

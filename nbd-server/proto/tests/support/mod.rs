@@ -8,7 +8,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use vmnetx_nbd_proto::handshake::{BlockSize, Config, ExportInfo, Exports, Handshake, Listed, Progress, Session};
 use vmnetx_nbd_proto::reply::{self, Extent};
 use vmnetx_nbd_proto::request::{Checked, Geometry, Request, Requests};
-use vmnetx_nbd_proto::wire::{BASE_ALLOCATION, ChunkFlags, Cookie, StatusFlags, TransmissionFlags};
+use vmnetx_nbd_proto::wire::{BASE_ALLOCATION, ChunkFlags, Cookie, RESIDENCY, StatusFlags, TransmissionFlags};
 
 const BLOCK: u64 = 4096;
 
@@ -62,7 +62,7 @@ impl Exports for Image {
                 | TransmissionFlags::SEND_CACHE
                 | TransmissionFlags::CAN_MULTI_CONN,
             block_size: BlockSize::default(),
-            contexts: vec![BASE_ALLOCATION.to_owned()],
+            contexts: vec![BASE_ALLOCATION.to_owned(), RESIDENCY.to_owned()],
         };
         matches!(name, "" | "disk0").then_some((info, ()))
     }
@@ -132,22 +132,21 @@ fn answer(image: &Image, session: &Session<()>, geometry: &Geometry, request: &R
         Ok(Checked::Disconnect) => return false,
         Ok(Checked::Read { offset, length, whole }) => read(image, structured, cookie, (offset, length), whole, output),
         Ok(Checked::BlockStatus { offset, length, one_extent }) => {
-            let mut extents: Vec<Extent> = image
-                .runs(offset, length)
-                .into_iter()
-                .map(|(_, length, hole)| Extent {
-                    length,
-                    flags: match hole {
-                        true => StatusFlags::HOLE | StatusFlags::ZERO,
-                        false => StatusFlags::EMPTY,
-                    },
-                })
-                .collect();
-            if one_extent {
-                extents.truncate(1);
+            for context in &session.contexts {
+                // All data is remote.
+                let flags = |hole: bool| match (&context.name[..], hole) {
+                    (BASE_ALLOCATION, true) => StatusFlags::HOLE | StatusFlags::ZERO,
+                    (RESIDENCY, false) => StatusFlags::REMOTE,
+                    _ => StatusFlags::EMPTY,
+                };
+                let runs = image.runs(offset, length).into_iter();
+                let mut extents: Vec<_> = runs.map(|(_, length, hole)| Extent { length, flags: flags(hole) }).collect();
+                if one_extent {
+                    extents.truncate(1);
+                }
+                reply::block_status(output, cookie, ChunkFlags::EMPTY, context.id, &extents);
             }
-            let id = session.contexts[0].id;
-            reply::block_status(output, cookie, ChunkFlags::DONE, id, &extents);
+            reply::done(output, cookie);
         }
         Ok(Checked::Flush | Checked::Cache { .. }) if structured => reply::done(output, cookie),
         Ok(Checked::Flush | Checked::Cache { .. }) => reply::simple(output, cookie, None),
