@@ -17,6 +17,7 @@ pub struct Counters {
     origin_bytes: AtomicU64,
     joined_chunks: AtomicU64,
     read_ahead_chunks: AtomicU64,
+    prefetched_chunks: AtomicU64,
     index_bytes: AtomicU64,
     failed_chunks: AtomicU64,
 }
@@ -41,6 +42,8 @@ pub struct Counts {
     pub origin_bytes: u64,
     /// Chunks among all of these that were read ahead.
     pub read_ahead_chunks: u64,
+    /// Chunks among all of these that were asked for ahead of any read.
+    pub prefetched_chunks: u64,
     /// Stored bytes of index nodes among `origin_bytes`.
     pub index_bytes: u64,
     /// Chunks that could not be had.
@@ -61,6 +64,7 @@ impl Counters {
             joined_chunks: load(&self.joined_chunks),
             origin_bytes: load(&self.origin_bytes),
             read_ahead_chunks: load(&self.read_ahead_chunks),
+            prefetched_chunks: load(&self.prefetched_chunks),
             index_bytes: load(&self.index_bytes),
             failed_chunks: load(&self.failed_chunks),
         }
@@ -89,6 +93,11 @@ impl Counters {
         counter.fetch_add(1, Ordering::Relaxed);
         self.read_ahead_chunks.fetch_add(u64::from(ahead), Ordering::Relaxed);
         self.origin_bytes.fetch_add(origin_bytes(found), Ordering::Relaxed);
+    }
+
+    pub(crate) fn prefetched<E>(&self, result: &Result<Found, E>) {
+        self.chunk(result, false);
+        self.prefetched_chunks.fetch_add(u64::from(result.is_ok()), Ordering::Relaxed);
     }
 
     pub(crate) fn node(&self, found: &Found) {

@@ -22,7 +22,7 @@ pub mod trust;
 pub use cache::{DiskCache, DiskTier, Flights, MemoryCache, MemoryTier, SingleFlight};
 pub use counters::{Counters, Counts};
 pub use error::Error;
-pub use image::{Extent, Image, Piece};
+pub use image::{Extent, Image, Piece, Residency};
 pub use location::{Location, Place};
 pub use order::{OrderCounts, Recorder};
 pub use package::Package;

@@ -141,6 +141,18 @@ pub const ORDER_IN_FLIGHT_BYTES: u64 = 3 << 20;
 /// The memory tier's part that an order's frames may fill while nobody has read them: one in so many.
 pub const ORDER_AHEAD_PARTS: u64 = 2;
 
+/// Plain blocks of one request of a prefetch.
+pub const PREFETCH_REQUEST_BLOCKS: u32 = 512;
+
+/// Plain blocks of a package that are under way for prefetches; further requests wait.
+pub const PREFETCH_IN_FLIGHT_BLOCKS: u32 = 4096;
+
+/// What one prefetch may bring: one in so many parts of what the disk tier keeps, or without one the memory tier.
+pub const PREFETCH_PARTS: u64 = 2;
+
+/// Leaves that one question about residency looks into, when they are neither holes nor unknown: 256 MiB of image.
+pub const RESIDENCY_LEAVES_MAX: u32 = 16;
+
 /// URLs of signed links that are remembered, and packages whose serial numbers are: beyond that no new one is believed.
 pub const SIGNED_LINKS_MAX: usize = 4096;
 

@@ -4,9 +4,11 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::Semaphore;
+
 use crate::cache::{DiskCache, DiskTier, Flights, MemoryCache, MemoryTier, ObjectCache, SingleFlight};
 use crate::image::Tiers;
-use crate::limits::RETRY_FOR;
+use crate::limits::{PREFETCH_IN_FLIGHT_BLOCKS, RETRY_FOR};
 use crate::origin::{HttpClient, Mirrors, OriginTier};
 use crate::tier::Tier;
 use crate::trust::Trust;
@@ -133,7 +135,13 @@ impl Store {
             chain = Arc::new(DiskTier::new(Arc::clone(disk), chain));
         }
         chain = Arc::new(MemoryTier::new(Arc::clone(&self.memory), chain));
-        let flights = Arc::new(SingleFlight::shared(Arc::clone(&self.flights), chain));
-        (Tiers { memory: Arc::clone(&self.memory), flights, mirrors }, last)
+        let tiers = Tiers {
+            memory: Arc::clone(&self.memory),
+            flights: Arc::new(SingleFlight::shared(Arc::clone(&self.flights), chain)),
+            mirrors,
+            disk: self.disk.clone(),
+            background: Arc::new(Semaphore::new(PREFETCH_IN_FLIGHT_BLOCKS as usize)),
+        };
+        (tiers, last)
     }
 }

@@ -105,13 +105,19 @@ impl DiskCache {
         Ok(Self { shared, queue: Mutex::new(Some(queue)), writer, _lock: lock })
     }
 
+    /// Bytes that may be kept.
+    pub(crate) fn max_bytes(&self) -> u64 {
+        self.shared.max_bytes
+    }
+
     /// Bytes of the frames that are here.
     #[must_use]
     pub fn bytes(&self) -> u64 {
         self.shared.lock().segments.iter().map(|segment| segment.len()).sum()
     }
 
-    fn contains(&self, digest: &Digest) -> bool {
+    /// Whether the frame is here, which says nothing of whether it can still be read; does not read the disk.
+    pub(crate) fn contains(&self, digest: &Digest) -> bool {
         self.shared.lock().index.contains_key(digest)
     }
 

@@ -49,6 +49,11 @@ impl MemoryCache {
         self.0.insert(digest, plain);
     }
 
+    /// Bytes that may be kept.
+    pub(crate) fn max_bytes(&self) -> u64 {
+        self.0.policy().max_capacity().unwrap_or(u64::MAX)
+    }
+
     /// Bytes of the frames that are here, about.
     #[must_use]
     pub fn bytes(&self) -> u64 {

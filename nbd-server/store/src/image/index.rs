@@ -97,13 +97,36 @@ impl Index {
     }
 
     /// The leaf, fetched if need be.
-    pub(super) async fn leaf(&self, number: u32) -> Result<Arc<Leaf>, Error> {
+    pub(super) async fn leaf(&self, number: u32, why: Why) -> Result<Arc<Leaf>, Error> {
         if let Some(leaf) = self.leaf_now(number) {
             return Ok(leaf);
         }
-        let Some(child) = self.0.leaf_child(number).await? else { return Ok(Arc::clone(&self.0.hole)) };
-        let pair = self.0.pair(&child, Why::Demand).await?;
+        let Some(child) = self.0.leaf_child(number, why).await? else { return Ok(Arc::clone(&self.0.hole)) };
+        let pair = self.0.pair(&child, why).await?;
         self.0.enter(number, &pair)
+    }
+
+    /// The leaf, if it is to be had without the origin: it is decoded, is a hole, or `is_here` says of each node on the way
+    /// to it that a tier of this host has it.
+    pub(super) async fn leaf_here(&self, number: u32, is_here: impl Fn(&Digest) -> bool + Send) -> Option<Arc<Leaf>> {
+        if let Some(leaf) = self.leaf_now(number) {
+            return Some(leaf);
+        }
+        let inner = &self.0;
+        let pair_is_here = |child: &Child| is_here(&child.content) && is_here(&child.place.layout);
+        let below_root = inner.root_child(number)?;
+        let decoded = inner.geometry.has_inner() && inner.nodes.contains_key(&(number / INNER_FANOUT));
+        if !decoded && !pair_is_here(&below_root) {
+            return None;
+        }
+        let Some(child) = inner.leaf_child(number, Why::Background).await.ok()? else {
+            return Some(Arc::clone(&inner.hole));
+        };
+        if !pair_is_here(&child) {
+            return None;
+        }
+        let pair = inner.pair(&child, Why::Background).await.ok()?;
+        inner.enter(number, &pair).ok()
     }
 
     /// Fetches the whole index with one request if it is small and lies in one piece; returns at once.
@@ -129,7 +152,7 @@ impl Inner {
         child(&self.roots, leaf / self.geometry.leaves_per_root_child())
     }
 
-    async fn leaf_child(&self, leaf: u32) -> Result<Option<Child>, Error> {
+    async fn leaf_child(&self, leaf: u32, why: Why) -> Result<Option<Child>, Error> {
         let Some(below_root) = self.root_child(leaf) else { return Ok(None) };
         if !self.geometry.has_inner() {
             return Ok(Some(below_root));
@@ -138,7 +161,7 @@ impl Inner {
         let node = match self.nodes.get(&number) {
             Some(node) => node,
             None => {
-                let pair = self.pair(&below_root, Why::Demand).await?;
+                let pair = self.pair(&below_root, why).await?;
                 let children_max = self.geometry.inner_children(number);
                 let content = ContentInner::decode(&pair.content, children_max).map_err(|e| self.damaged(e))?;
                 let layout = LayoutInner::decode(&pair.layout).map_err(|e| self.damaged(e))?;

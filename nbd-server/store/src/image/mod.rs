@@ -1,18 +1,22 @@
 //! Random access to an image: an offset is looked up in the index, and its chunks are fetched through the tiers.
 
 mod index;
+mod prefetch;
 mod read_ahead;
+mod residency;
 
 use std::ops::Range;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use bytes::Bytes;
+use tokio::sync::Semaphore;
 use vmnetx_format::limits::LEAF_BLOCKS;
 use vmnetx_format::{BLOCK_BYTES, Geometry, LeafChunk, Roots};
 
 use self::index::{Index, Leaf};
 use self::read_ahead::ReadAhead;
-use crate::cache::{MemoryCache, SingleFlight};
+pub use self::residency::Residency;
+use crate::cache::{DiskCache, MemoryCache, SingleFlight};
 use crate::order::{Plan, Recorder};
 use crate::origin::Mirrors;
 use crate::tier::{Arrivals, Tier, Wanted, Why};
@@ -68,6 +72,10 @@ pub(crate) struct Tiers {
     pub(crate) flights: Arc<SingleFlight>,
     /// Where the package comes from, and what is known of the link to there.
     pub(crate) mirrors: Arc<Mirrors>,
+    /// The disk tier's cache, if there is one.
+    pub(crate) disk: Option<Arc<DiskCache>>,
+    /// Blocks that may be under way as [`Why::Background`].
+    pub(crate) background: Arc<Semaphore>,
 }
 
 /// A chunk that a read touches: the part of it that is wanted, and where that part stands in the answer.
@@ -193,7 +201,7 @@ impl Image {
         let end = offset + length;
         while at < end {
             let stop = end.min((at / LEAF_BYTES + 1) * LEAF_BYTES);
-            let leaf = self.index.leaf((at / LEAF_BYTES) as u32).await?;
+            let leaf = self.index.leaf((at / LEAF_BYTES) as u32, Why::Demand).await?;
             self.read_leaf(&leaf, at, stop, &mut out).await?;
             at = stop;
         }
@@ -222,7 +230,7 @@ impl Image {
                 break;
             }
             looked += u32::from(!self.index.is_hole(number));
-            let leaf = self.index.leaf(number).await?;
+            let leaf = self.index.leaf(number, Why::Demand).await?;
             each_touch(&leaf, at, stop, |step| {
                 let (length, hole) = match step {
                     Step::Zeros(zeros) => (zeros, true),

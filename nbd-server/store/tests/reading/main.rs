@@ -9,6 +9,7 @@ mod mirrors;
 mod model;
 mod order;
 mod origin;
+mod residency;
 mod warm;
 
 #[path = "../support/mod.rs"]
