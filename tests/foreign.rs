@@ -21,6 +21,17 @@ fn json(command: &mut Command) -> Value {
     serde_json::from_str(&said(command)).unwrap()
 }
 
+/// Runs a script in nbdsh, which finds the URI in `uri` and the published disk in `reference`.
+fn run_script(site: &Site, uri: &str, script: &str) {
+    let head = format!("uri = {uri:?}\nreference = open({:?}, 'rb').read()\n", site.disk());
+    let path = site.path("script.py");
+    fs::write(&path, head + script).unwrap();
+    let run = format!("exec(open({path:?}).read())");
+    // Another Python before Debian's would not have the module.
+    let programs = format!("/usr/bin:{}", std::env::var("PATH").unwrap_or_default());
+    said(tool("nbdsh", &["-c", &run]).env("PATH", programs));
+}
+
 fn expect_copy(uri: &str, how: &[&str], expected: &[u8]) {
     let dir = tempfile::tempdir().unwrap();
     let copy = dir.path().join("copy");
@@ -39,11 +50,11 @@ fn nbdinfo_tells_everything_that_is_negotiated() {
     let export = &told["exports"][0];
     assert_eq!(export["export-name"], "disk0");
     assert_eq!(export["export-size"], published.len());
-    assert_eq!(export["contexts"], serde_json::json!(["base:allocation"]));
-    for can in ["is_read_only", "can_df", "can_flush", "can_multi_conn"] {
+    assert_eq!(export["contexts"], serde_json::json!(["base:allocation", "vmnetx:residency"]));
+    for can in ["is_read_only", "can_cache", "can_df", "can_flush", "can_multi_conn"] {
         assert_eq!(export[can], true, "{can}");
     }
-    for cannot in ["is_rotational", "can_cache", "can_fast_zero", "can_fua", "can_trim", "can_zero"] {
+    for cannot in ["is_rotational", "can_fast_zero", "can_fua", "can_trim", "can_zero"] {
         assert_eq!(export[cannot], false, "{cannot}");
     }
     let sizes = ["block_size_minimum", "block_size_preferred", "block_size_maximum"].map(|size| export[size].as_u64());
@@ -53,6 +64,77 @@ fn nbdinfo_tells_everything_that_is_negotiated() {
         totals.lines().map(|line| line.split_whitespace().next().unwrap().parse::<usize>().unwrap()).sum();
     assert_eq!(bytes, published.len(), "{totals}");
     expect_copy(&served.uri, &["--connections=4", "--requests=64", "--flush"], &published);
+    served.stop();
+}
+
+/// The lines of `nbdinfo --map`: bytes and status of each extent, which add up to the disk.
+fn map_of(uri: &str, context: &str, size: usize) -> Vec<(usize, u32)> {
+    let map = said(&mut tool("nbdinfo", &[&format!("--map={context}"), uri]));
+    let mut end = 0;
+    let line = |line: &str| {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        assert_eq!(words[0], end.to_string(), "{line}");
+        let length: usize = words[1].parse().unwrap();
+        end += length;
+        (length, words[2].parse().unwrap())
+    };
+    let extents = map.lines().map(line).collect();
+    assert_eq!(end, size, "{map}");
+    extents
+}
+
+/// What libnbd's tools see of what is here, and that it comes here when they say CACHE.
+#[test]
+fn libnbds_tools_see_residency_and_prefetch() {
+    const SCRIPT: &str = r#"
+h.add_meta_context("base:allocation")
+h.add_meta_context("vmnetx:residency")
+h.connect_uri(uri)
+assert h.can_meta_context("vmnetx:residency") and h.can_meta_context("base:allocation") and h.can_cache()
+size = h.get_size()
+
+def told(count, offset, flags=0):
+    seen = {}
+    h.block_status(count, offset, lambda name, at, list, error: seen.update({name: (at, list)}), flags)
+    assert sorted(seen) == ["base:allocation", "vmnetx:residency"], seen
+    assert all(at == offset for at, _ in seen.values()), seen
+    return {name: list for name, (_, list) in seen.items()}
+
+remote = told(size, 0)
+assert [bool(flags) for flags in remote["vmnetx:residency"][1::2]] == [not flags for flags in remote["base:allocation"][1::2]]
+assert remote["vmnetx:residency"][::2] == remote["base:allocation"][::2]
+h.cache(size // 3, 4097)
+assert told(size // 3, 4097)["vmnetx:residency"] == [size // 3, 0]
+assert told(size, 0, nbd.CMD_FLAG_REQ_ONE)["vmnetx:residency"][1::2] in ([0], [1])
+# Many at once, over each other.
+cookies = [h.aio_cache(size - at, at) for at in range(0, 4096 * 50, 4095)]
+while cookies:
+    h.poll(-1)
+    cookies = [cookie for cookie in cookies if not h.aio_command_completed(cookie)]
+assert told(size, 0)["vmnetx:residency"] == [size, 0]
+h.shutdown()
+"#;
+    let published = disk(BLOCKS);
+    let size = published.len();
+    let site = Site::publish(&published);
+    let served = Served::unix(&site.link(), &site.path("nbd"));
+    let residency = |uri: &str| map_of(uri, "vmnetx:residency", size);
+    let sum = |extents: Vec<(usize, u32)>, flags| -> usize {
+        extents.iter().filter(|extent| extent.1 == flags).map(|extent| extent.0).sum()
+    };
+    // This question brings the index, without which all would be remote.
+    let data = sum(map_of(&served.uri, "base:allocation", size), 0);
+    assert_eq!(sum(residency(&served.uri), 1), data, "what is no hole is remote before anybody reads");
+    run_script(&site, &served.uri, SCRIPT);
+    assert_eq!(residency(&served.uri), [(size, 0)]);
+    served.stop();
+
+    // Reading brings it too, and who copies sees no difference.
+    let served = Served::unix(&site.link(), &site.path("nbd"));
+    expect_copy(&served.uri, &["--connections=4", "--requests=64"], &published);
+    assert_eq!(residency(&served.uri), [(size, 0)]);
+    said(&mut tool("nbdinfo", &["--can", "cache", &served.uri]));
+    said(tool("qemu-img", &["compare", "-f", "raw", "-F", "raw", &served.uri]).arg(site.disk()));
     served.stop();
 }
 
@@ -103,7 +185,8 @@ refused(errno.EPERM, h.pwrite, b"x" * 70000, 0)
 refused(errno.EPERM, h.pwrite, b"x", size - 1, nbd.CMD_FLAG_FUA)
 refused(errno.EPERM, h.zero, 4096, 0)
 refused(errno.EPERM, h.trim, size, 0)
-refused(errno.EINVAL, h.cache, 4096, 0)
+refused(errno.EINVAL, h.cache, 2, size - 1)
+refused(errno.EINVAL, h.cache, 4096, 0, 1 << 5)
 refused(errno.EINVAL, h.pread, 1, size)
 refused(errno.EINVAL, h.pread, 2, size - 1)
 refused(errno.EINVAL, h.pread, 512, 1 << 63)
@@ -131,13 +214,7 @@ h.shutdown()
     let published = disk(BLOCKS);
     let site = Site::publish(&published);
     let served = Served::unix(&site.link(), &site.path("nbd"));
-    let head = format!("uri = {:?}\nreference = open({:?}, 'rb').read()\n", served.uri, site.disk());
-    let script = site.path("script.py");
-    fs::write(&script, head + SCRIPT).unwrap();
-    let run = format!("exec(open({script:?}).read())");
-    // Another Python before Debian's would not have the module.
-    let path = format!("/usr/bin:{}", std::env::var("PATH").unwrap_or_default());
-    said(tool("nbdsh", &["-c", &run]).env("PATH", path));
+    run_script(&site, &served.uri, SCRIPT);
     served.stop();
 }
 

@@ -5,7 +5,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 use serde::{Deserialize, Serialize};
 use vmnetx_nbd_proto::handshake::{self, BlockSize, ExportInfo, Listed};
-use vmnetx_nbd_proto::wire::{BASE_ALLOCATION, TransmissionFlags};
+use vmnetx_nbd_proto::wire::{BASE_ALLOCATION, RESIDENCY, TransmissionFlags};
 use vmnetx_store::{Counts, Image};
 
 /// An image that is served under a name.
@@ -92,9 +92,10 @@ impl Export {
             flags: TransmissionFlags::READ_ONLY
                 | TransmissionFlags::SEND_FLUSH
                 | TransmissionFlags::SEND_DF
+                | TransmissionFlags::SEND_CACHE
                 | TransmissionFlags::CAN_MULTI_CONN,
             block_size: BlockSize::default(),
-            contexts: vec![BASE_ALLOCATION.to_owned()],
+            contexts: vec![BASE_ALLOCATION.to_owned(), RESIDENCY.to_owned()],
         }
     }
 }

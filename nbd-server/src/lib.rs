@@ -5,8 +5,10 @@ mod error;
 mod export;
 mod listener;
 mod output;
+mod prefetch;
 mod server;
 mod session;
+mod status;
 
 pub mod cli;
 pub mod limits;

@@ -14,6 +14,12 @@ pub const IN_FLIGHT_MAX: usize = 128;
 /// Bytes that these requests ask for together.
 pub const IN_FLIGHT_BYTES_MAX: u64 = 64 << 20;
 
+/// CACHE requests of one connection that bring something at once.
+pub const CACHES_AT_ONCE_MAX: usize = 16;
+
+/// CACHE requests of one connection that wait for their turn; more are refused.
+pub const CACHES_WAITING_MAX: usize = 4096;
+
 /// Bytes of answers that are put together before they are written.
 pub const OUTPUT_BYTES: usize = 1 << 20;
 

@@ -9,7 +9,8 @@
 //! ```
 //!
 //! One task reads, answers hits and writes; it waits for nothing but the socket. Each miss is a task of its own, so that
-//! hits overtake misses and misses each other; the client tells replies apart by their cookies.
+//! hits overtake misses and misses each other; the client tells replies apart by their cookies. CACHE requests stand in a
+//! line of their own, so that no number of them keeps a READ from being taken up.
 
 use std::io;
 use std::sync::Arc;
@@ -21,15 +22,17 @@ use tokio::task::{JoinError, JoinSet};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use vmnetx_nbd_proto::handshake::{Config, Handshake, HandshakeError, Progress, Session as Negotiated};
-use vmnetx_nbd_proto::reply::{self, Extent};
+use vmnetx_nbd_proto::reply;
 use vmnetx_nbd_proto::request::{BadRequestMagic, Checked, Geometry, Request, Requests};
-use vmnetx_nbd_proto::wire::{ChunkFlags, Cookie, ErrorCode, StatusFlags};
+use vmnetx_nbd_proto::wire::{ChunkFlags, Cookie, ErrorCode};
 use vmnetx_store::failure::{Class, Told, describe};
 use vmnetx_store::{Image, Piece};
 
-use crate::limits::{EXTENTS_MAX, HANDSHAKE_TIMEOUT, IN_FLIGHT_BYTES_MAX, IN_FLIGHT_MAX, INPUT_BYTES, OUTPUT_BYTES};
+use crate::limits::{HANDSHAKE_TIMEOUT, IN_FLIGHT_BYTES_MAX, IN_FLIGHT_MAX, INPUT_BYTES, OUTPUT_BYTES};
 use crate::listener::Stream;
 use crate::output::Output;
+use crate::prefetch::{Prefetched, Prefetches, Refused};
+use crate::status::{self, Contexts, Status};
 use crate::{Export, Exports};
 
 /// Why a connection ended otherwise than by the client's leave.
@@ -96,12 +99,12 @@ struct Session {
     export: Arc<Export>,
     geometry: Geometry,
     structured: bool,
-    /// The id under which `base:allocation` was selected.
-    allocation: Option<u32>,
+    contexts: Contexts,
     output: Output,
     pieces: Vec<Piece>,
     misses: JoinSet<Answer>,
     in_flight_bytes: u64,
+    prefetches: Prefetches,
 }
 
 /// What a miss ends with.
@@ -116,7 +119,7 @@ struct Answer {
 
 enum Payload {
     Read { pieces: Vec<Piece>, whole: bool },
-    Status(Vec<vmnetx_store::Extent>),
+    Status(Vec<Status>),
 }
 
 impl Session {
@@ -126,7 +129,8 @@ impl Session {
         Self {
             geometry,
             structured: negotiated.structured,
-            allocation: negotiated.contexts.first().map(|context| context.id),
+            contexts: Contexts::new(&negotiated.contexts),
+            prefetches: Prefetches::new(Arc::clone(negotiated.handle.image())),
             export: negotiated.handle,
             output: Output::default(),
             pieces: Vec::new(),
@@ -149,6 +153,9 @@ impl Session {
             while let Some(answer) = self.misses.try_join_next() {
                 self.finish(answer?);
             }
+            while let Some(prefetched) = self.prefetches.try_next() {
+                self.finish_cache(prefetched?);
+            }
             while open && self.has_room() {
                 match requests.next(&mut input)? {
                     Some(request) => open = self.take(&request),
@@ -160,7 +167,11 @@ impl Session {
             if full {
                 continue;
             }
-            if !open && self.misses.is_empty() {
+            if !open {
+                // Nobody is left to read what they would bring.
+                self.prefetches.end();
+            }
+            if !open && self.misses.is_empty() && self.prefetches.is_empty() {
                 stream.shutdown().await?;
                 return Ok(());
             }
@@ -170,6 +181,7 @@ impl Session {
             tokio::select! {
                 read = stream.read_buf(&mut input), if open && self.may_read() => open = read? > 0,
                 Some(answer) = self.misses.join_next() => self.finish(answer?),
+                Some(prefetched) = self.prefetches.next() => self.finish_cache(prefetched?),
                 () = shutdown.cancelled(), if open => open = false,
             }
         }
@@ -197,9 +209,14 @@ impl Session {
             Ok(Checked::Read { offset, length, whole }) => self.read(cookie, offset, length, whole),
             Ok(Checked::BlockStatus { offset, length, one_extent }) => self.status(cookie, offset, length, one_extent),
             Ok(Checked::Flush) => self.succeed(cookie),
+            Ok(Checked::Cache { offset, length }) => {
+                if let Err(Refused) = self.prefetches.add(cookie, offset, length) {
+                    self.fail(cookie, ErrorCode::IO, &Refused.to_string());
+                }
+            }
             Ok(Checked::Disconnect) => return false,
-            // Neither advertised nor, on a read-only export, let through by the check.
-            Ok(Checked::Cache { .. } | Checked::Write { .. } | Checked::Trim { .. } | Checked::WriteZeroes { .. }) => {
+            // The check does not let them through on a read-only export.
+            Ok(Checked::Write { .. } | Checked::Trim { .. } | Checked::WriteZeroes { .. }) => {
                 self.fail(cookie, ErrorCode::INVAL, "this export does not take this command");
             }
         }
@@ -222,10 +239,10 @@ impl Session {
     }
 
     fn status(&mut self, cookie: Cookie, offset: u64, length: u32, one_extent: bool) {
-        let extents_max = if one_extent { 1 } else { EXTENTS_MAX };
+        let contexts = self.contexts;
         // The answer is small, whatever the question's range.
         self.miss(cookie, offset, length, 0, move |image| async move {
-            image.extents(offset, length.into(), extents_max).await.map(Payload::Status)
+            status::ask(&image, contexts, offset, length, one_extent).await.map(Payload::Status)
         });
     }
 
@@ -249,15 +266,27 @@ impl Session {
         self.in_flight_bytes -= expected_bytes;
         match result {
             Ok(Payload::Read { mut pieces, whole }) => self.reply_read(cookie, offset, &mut pieces, whole),
-            Ok(Payload::Status(extents)) => self.reply_status(cookie, &extents),
-            Err(error) => {
-                self.export.counters.failed.fetch_add(1, Ordering::Relaxed);
-                let export = self.export.image().name();
-                tracing::warn!(export, offset, length, error = describe(&error), "request failed");
-                let code = if error.class() == Class::Usage { ErrorCode::INVAL } else { ErrorCode::IO };
-                self.fail(cookie, code, &describe(&error));
-            }
+            Ok(Payload::Status(told)) => status::reply(self.output.header(), cookie, &told),
+            Err(error) => self.fail_to_have(cookie, offset, length, &error),
         }
+    }
+
+    fn finish_cache(&mut self, prefetched: Prefetched) {
+        let Prefetched { cookie, offset, length, result } = prefetched;
+        match result {
+            Some(Ok(())) => self.succeed(cookie),
+            Some(Err(error)) => self.fail_to_have(cookie, offset, length, &error),
+            None => self.fail(cookie, ErrorCode::SHUTDOWN, "the connection ends, and what it prefetches with it"),
+        }
+    }
+
+    /// Tells the client, and the log, that something of a range cannot be had.
+    fn fail_to_have(&mut self, cookie: Cookie, offset: u64, length: u32, error: &vmnetx_store::Error) {
+        self.export.counters.failed.fetch_add(1, Ordering::Relaxed);
+        let export = self.export.image().name();
+        tracing::warn!(export, offset, length, error = describe(error), "request failed");
+        let code = if error.class() == Class::Usage { ErrorCode::INVAL } else { ErrorCode::IO };
+        self.fail(cookie, code, &describe(error));
     }
 
     fn reply_read(&mut self, cookie: Cookie, offset: u64, pieces: &mut Vec<Piece>, whole: bool) {
@@ -266,22 +295,6 @@ impl Session {
         } else {
             self.output.simple_read(cookie, pieces);
         }
-    }
-
-    fn reply_status(&mut self, cookie: Cookie, extents: &[vmnetx_store::Extent]) {
-        let Some(id) = self.allocation else {
-            return self.fail(cookie, ErrorCode::INVAL, "no metadata context was selected");
-        };
-        let describe = |extent: &vmnetx_store::Extent| Extent {
-            // No longer than the request, whose length has 32 bits.
-            length: extent.length as u32,
-            flags: if extent.hole { StatusFlags::HOLE | StatusFlags::ZERO } else { StatusFlags::EMPTY },
-        };
-        let extents: Vec<Extent> = extents.iter().map(describe).collect();
-        if extents.is_empty() {
-            return self.succeed(cookie);
-        }
-        reply::block_status(self.output.header(), cookie, ChunkFlags::DONE, id, &extents);
     }
 
     fn succeed(&mut self, cookie: Cookie) {

@@ -7,8 +7,8 @@ use crate::support::source::{Source, mixed, prose};
 
 /// The payload of an INFO_EXPORT: its number, the size, the flags.
 fn export_info(source: &Source) -> Vec<u8> {
-    // HAS_FLAGS, READ_ONLY, SEND_FLUSH, CAN_MULTI_CONN; SEND_DF only with structured replies.
-    let flags = 1_u16 | 2 | 4 | 1 << 8;
+    // HAS_FLAGS, READ_ONLY, SEND_FLUSH, CAN_MULTI_CONN, SEND_CACHE; SEND_DF only with structured replies.
+    let flags = 1_u16 | 2 | 4 | 1 << 8 | 1 << 10;
     [&[0, 0][..], &source.size_bytes().to_be_bytes(), &flags.to_be_bytes()].concat()
 }
 
@@ -201,21 +201,48 @@ async fn cases_21_22_structured_replies_come_before_contexts() {
 
 #[tokio::test]
 async fn cases_23_24_contexts_are_selected_by_their_whole_name() {
+    /// Ids and names.
+    type Selected = &'static [(u32, &'static str)];
+    const BASE: &str = "base:allocation";
+    const OURS: &str = "vmnetx:residency";
     let rig = Rig::new(mixed()).await;
     let mut raw = greeted(&rig).await;
     raw.structured().await;
-    let context = |id: u32| [&id.to_be_bytes()[..], b"base:allocation"].concat();
-    for (queries, count) in [(&["base:"][..], 0), (&["base:allocation"], 1), (&["x:y", "base:allocation"], 1), (&[], 0)]
-    {
+    let selections: [(&[&str], Selected); 11] = [
+        (&["base:"], &[]),
+        (&["vmnetx:"], &[]),
+        (&["base:", "vmnetx:"], &[]),
+        (&[], &[]),
+        (&[BASE], &[(1, BASE)]),
+        (&[OURS], &[(2, OURS)]),
+        (&[BASE, OURS], &[(1, BASE), (2, OURS)]),
+        (&[OURS, BASE, OURS], &[(1, BASE), (2, OURS)]),
+        (&["x:y", BASE, "vmnetx:other"], &[(1, BASE)]),
+        (&["vmnetx:residency:1", "vmnetx:residenc", "VMNETX:residency", "vmnetx"], &[]),
+        (&["vmnetx:", BASE, "qemu:dirty-bitmap:x", OURS], &[(1, BASE), (2, OURS)]),
+    ];
+    for (queries, expected) in selections {
         let set = raw.expect_option(SET_META, &meta("disk0", queries), ACK).await;
-        assert_eq!(set.len(), count, "{queries:?}");
-        assert!(set.iter().all(|answer| answer.kind == META_CONTEXT && answer.payload == context(1)), "{set:?}");
+        assert!(set.iter().all(|answer| answer.kind == META_CONTEXT), "{set:?}");
+        let expected: Vec<_> =
+            expected.iter().map(|(id, name)| [&id.to_be_bytes(), name.as_bytes()].concat()).collect();
+        assert_eq!(set.into_iter().map(|answer| answer.payload).collect::<Vec<_>>(), expected, "{queries:?}");
     }
-    for (queries, count) in [(&["base:"][..], 1), (&[], 1), (&["base:allocation"], 1), (&["qemu:dirty-bitmap:x"], 0)] {
+    let lists: [(&[&str], &[&str]); 8] = [
+        (&["base:"], &[BASE]),
+        (&["vmnetx:"], &[OURS]),
+        (&["vmnetx:", "base:"], &[BASE, OURS]),
+        (&[], &[BASE, OURS]),
+        (&[BASE], &[BASE]),
+        (&[OURS], &[OURS]),
+        (&["qemu:dirty-bitmap:x", "vmnetx:other"], &[]),
+        (&["vmnetx"], &[]),
+    ];
+    for (queries, expected) in lists {
         let listed = raw.expect_option(LIST_META, &meta("", queries), ACK).await;
-        assert_eq!(listed.len(), count, "{queries:?}");
         // The id has no meaning here.
-        assert!(listed.iter().all(|answer| answer.payload[4..] == context(0)[4..]), "{listed:?}");
+        let names: Vec<&[u8]> = listed.iter().map(|answer| &answer.payload[4..]).collect();
+        assert_eq!(names, expected.iter().map(|name| name.as_bytes()).collect::<Vec<_>>(), "{queries:?}");
     }
     let good = meta("", &["base:allocation"]);
     let mut overrun = good.clone();

@@ -13,10 +13,10 @@ use crate::support::source::{LEAF_BYTES, Source, noise, prose};
 use crate::within;
 
 /// Requests for ranges of packs wait behind gates, one for each pack, until the test opens them.
-struct Gates(Vec<(String, watch::Sender<bool>)>);
+pub(crate) struct Gates(Vec<(String, watch::Sender<bool>)>);
 
 /// An image of several packs whose chunks wait behind gates; its index and its first chunks are in memory.
-async fn gated(source: Source) -> (Rig, Gates) {
+pub(crate) async fn gated(source: Source) -> (Rig, Gates) {
     let closed = Arc::new(std::sync::OnceLock::<Vec<(String, watch::Receiver<bool>)>>::new());
     let behave = {
         let closed = Arc::clone(&closed);
@@ -42,17 +42,17 @@ async fn gated(source: Source) -> (Rig, Gates) {
 }
 
 impl Gates {
-    fn open(&self, number: usize) {
+    pub(crate) fn open(&self, number: usize) {
         self.0[number].1.send(true).unwrap();
     }
 
-    fn open_all(&self) {
+    pub(crate) fn open_all(&self) {
         (0..self.0.len()).for_each(|number| self.open(number));
     }
 }
 
 /// Where the first chunk of each pack stands in an image that has no hole and no repetition.
-fn pack_starts(rig: &Rig) -> Vec<u64> {
+pub(crate) fn pack_starts(rig: &Rig) -> Vec<u64> {
     let mut starts = Vec::new();
     let (mut at, mut last) = (0, None);
     for frame in &rig.repository.chunks {

@@ -5,7 +5,9 @@ mod control;
 mod handshake;
 mod in_flight;
 mod lifecycle;
+mod prefetch;
 mod raw;
+mod residency;
 mod rig;
 mod transmission;
 

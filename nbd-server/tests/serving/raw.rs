@@ -1,6 +1,6 @@
 //! An NBD client that sends whatever it is told to and looks closely at what comes back.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use vmnetx_nbd_proto::reply::{Chunk, Header};
@@ -51,6 +51,7 @@ pub(crate) mod number {
     pub(crate) const EPERM: u32 = 1;
     pub(crate) const EIO: u32 = 5;
     pub(crate) const EINVAL: u32 = 22;
+    pub(crate) const ESHUTDOWN: u32 = 108;
 }
 
 use number::*;
@@ -198,10 +199,15 @@ impl Raw {
 
     /// Goes into the transmission phase of the default export by GO.
     pub(crate) async fn negotiate(&mut self, structured: bool) {
+        self.negotiate_contexts(structured, &["base:allocation"]).await;
+    }
+
+    /// The same with these metadata contexts.
+    pub(crate) async fn negotiate_contexts(&mut self, structured: bool, contexts: &[&str]) {
         self.greet(FIXED_NEWSTYLE | NO_ZEROES).await;
         if structured {
             self.structured().await;
-            self.expect_option(SET_META, &meta("", &["base:allocation"]), ACK).await;
+            self.expect_option(SET_META, &meta("", contexts), ACK).await;
         }
         self.expect_option(GO, &info("", &[]), ACK).await;
     }
@@ -334,6 +340,18 @@ impl Reply {
             end = stop;
         }
         assert_eq!(end, offset + u64::from(length), "{length} at {offset} is not covered");
+    }
+
+    /// The extents of each context of a BLOCK_STATUS reply, by its id: length and flags.
+    pub(crate) fn expect_statuses(&self) -> BTreeMap<u32, Vec<(u64, u32)>> {
+        let one = |part: &Part| {
+            let Part::Status { context, extents } = part else { panic!("{:?}", self.parts) };
+            assert!(!extents.is_empty() && extents.iter().all(|extent| extent.0 > 0), "{extents:?}");
+            (*context, extents.iter().map(|&(length, flags)| (length.into(), flags)).collect())
+        };
+        let told: BTreeMap<_, _> = self.parts.iter().map(one).collect();
+        assert_eq!(told.len(), self.parts.len(), "a context twice");
+        told
     }
 
     /// The extents of a BLOCK_STATUS reply: length and whether a hole.

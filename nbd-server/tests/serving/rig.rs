@@ -97,6 +97,13 @@ impl Rig {
         raw
     }
 
+    /// The same with these metadata contexts.
+    pub(crate) async fn client_of(&self, contexts: &[&str]) -> Raw {
+        let mut raw = self.connect().await;
+        raw.negotiate_contexts(true, contexts).await;
+        raw
+    }
+
     /// A connection with simple replies, in its transmission phase.
     pub(crate) async fn simple_client(&self) -> Raw {
         let mut raw = self.connect().await;

@@ -32,13 +32,16 @@ async fn case_27_a_bad_magic_closes() {
 async fn cases_28_29_what_is_not_known_is_refused() {
     let rig = Rig::new(mixed()).await;
     for mut client in [rig.client().await, rig.simple_client().await] {
-        for command in [8, 9, 255, u16::MAX, CACHE] {
+        for command in [8, 9, 255, u16::MAX] {
             client.expect_error((0, command, 0, 4096), EINVAL).await;
         }
         for flags in [0x20, 0x8000, 0xfffe, REQ_ONE, 2, 16] {
             client.expect_error((flags, READ, 0, 4096), EINVAL).await;
         }
         client.expect_error((DF, FLUSH, 0, 0), EINVAL).await;
+        for flags in [DF, REQ_ONE, 0x20, 0x8000] {
+            client.expect_error((flags, CACHE, 0, 4096), EINVAL).await;
+        }
         // A WRITE's payload is drained, whatever is wrong with its flags.
         for flags in [0x20, 0] {
             client.request(flags, WRITE, 9, 0, 70_000).await;
@@ -65,7 +68,7 @@ async fn cases_30_31_ranges_past_the_end_are_refused() {
         (1 << 63, 9),
     ];
     for (offset, length) in ranges {
-        for command in [READ, BLOCK_STATUS] {
+        for command in [READ, BLOCK_STATUS, CACHE] {
             client.expect_error((0, command, offset, length), EINVAL).await;
         }
         for command in [TRIM, WRITE_ZEROES] {
@@ -89,6 +92,8 @@ async fn case_32_requests_of_no_bytes_are_answered() {
         client.request(0, BLOCK_STATUS, 3, offset, 0).await;
         let reply = client.reply().await;
         assert!(matches!(reply.parts[..], [] | [Part::Error { number: EINVAL, .. }]), "{reply:?}");
+        client.request(0, CACHE, 4, offset, 0).await;
+        client.reply().await.expect_nothing();
         for command in [WRITE, TRIM, WRITE_ZEROES] {
             client.expect_error((0, command, offset, 0), EPERM).await;
         }
