@@ -18,8 +18,8 @@ use vmnetx_nbd_proto::option::{InfoRequest, MetaRequest, OptionHeader};
 use vmnetx_nbd_proto::reply::{self, Extent};
 use vmnetx_nbd_proto::request::Request;
 use vmnetx_nbd_proto::wire::{
-    BASE_ALLOCATION, ChunkFlags, Command, CommandFlags, Cookie, ErrorCode, InfoType, OptionCode, StatusFlags,
-    TransmissionFlags,
+    BASE_ALLOCATION, ChunkFlags, Command, CommandFlags, Cookie, ErrorCode, InfoType, OptionCode, RESIDENCY,
+    StatusFlags, TransmissionFlags,
 };
 
 type Result<T = ()> = std::result::Result<T, Box<dyn Error>>;
@@ -261,7 +261,8 @@ fn frames(put: &impl Fn(&str, &str, &[u8]) -> Result) -> Result {
 
 fn requests() -> Vec<u8> {
     let mut bytes = BytesMut::new();
-    let commands = [Command::READ, Command::WRITE, Command::BLOCK_STATUS, Command::FLUSH, Command::DISC];
+    let commands =
+        [Command::READ, Command::WRITE, Command::BLOCK_STATUS, Command::CACHE, Command::FLUSH, Command::DISC];
     for (cookie, command) in (1..).zip(commands) {
         let length = if matches!(command, Command::FLUSH | Command::DISC) { 0 } else { 64 };
         let flags = if command == Command::BLOCK_STATUS { CommandFlags::REQ_ONE } else { CommandFlags::EMPTY };
@@ -285,7 +286,8 @@ fn options() -> Vec<u8> {
 /// What the client of this project says before it is in transmission.
 fn client_options(bytes: &mut BytesMut) {
     OptionHeader { code: OptionCode::STRUCTURED_REPLY, length: 0 }.encode(bytes);
-    MetaRequest { export: "disk0", queries: vec![BASE_ALLOCATION] }.encode(OptionCode::SET_META_CONTEXT, bytes);
+    MetaRequest { export: "disk0", queries: vec![BASE_ALLOCATION, RESIDENCY] }
+        .encode(OptionCode::SET_META_CONTEXT, bytes);
     InfoRequest { export: "disk0", infos: vec![InfoType::BLOCK_SIZE, InfoType::NAME, InfoType::DESCRIPTION] }
         .encode(OptionCode::GO, bytes);
 }
@@ -321,9 +323,12 @@ impl Exports for OneDisk {
             name: name.to_owned(),
             description: "a disk".to_owned(),
             size_bytes: 1 << 30,
-            flags: TransmissionFlags::READ_ONLY | TransmissionFlags::SEND_FLUSH | TransmissionFlags::SEND_DF,
+            flags: TransmissionFlags::READ_ONLY
+                | TransmissionFlags::SEND_FLUSH
+                | TransmissionFlags::SEND_DF
+                | TransmissionFlags::SEND_CACHE,
             block_size: Default::default(),
-            contexts: vec![BASE_ALLOCATION.to_owned()],
+            contexts: vec![BASE_ALLOCATION.to_owned(), RESIDENCY.to_owned()],
         };
         Some((info, ()))
     }
@@ -345,7 +350,10 @@ fn client(put: &impl Fn(&str, &str, &[u8]) -> Result) -> Result {
     reply::data_header(&mut replies, Cookie(1), done, 8192, 4096);
     replies.extend_from_slice(&[5; 4096]);
     let extents = [Extent { length: 1 << 20, flags: StatusFlags::HOLE | StatusFlags::ZERO }];
-    reply::block_status(&mut replies, Cookie(2), done, 1, &extents);
+    reply::block_status(&mut replies, Cookie(2), more, 1, &extents);
+    let remote = [(4096, StatusFlags::REMOTE), (8192, StatusFlags::EMPTY)];
+    let remote = remote.map(|(length, flags)| Extent { length, flags });
+    reply::block_status(&mut replies, Cookie(2), done, 2, &remote);
     reply::error(&mut replies, Cookie(3), done, ErrorCode::IO, "no luck");
     // Structured, connecting: see the target.
     put("nbd_client", "structured", &[&[6][..], &server, &replies].concat())?;

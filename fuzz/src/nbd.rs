@@ -11,7 +11,7 @@ use vmnetx_nbd_proto::limits::{MAX_OPTION_BYTES, MAX_PENDING_OUTPUT_BYTES};
 use vmnetx_nbd_proto::option::{OPTION_HEADER_BYTES, OptionReply, OptionReplyHeader};
 use vmnetx_nbd_proto::reply::{Chunk, Header};
 use vmnetx_nbd_proto::request::{Checked, Request, Requests};
-use vmnetx_nbd_proto::wire::{BASE_ALLOCATION, TransmissionFlags};
+use vmnetx_nbd_proto::wire::{BASE_ALLOCATION, RESIDENCY, TransmissionFlags};
 
 use crate::{assert_printable, bounded};
 
@@ -33,9 +33,12 @@ impl Exports for TwoDisks {
             name: ["disk0", "data"][number].to_owned(),
             description: "a disk".to_owned(),
             size_bytes: SIZE_BYTES,
-            flags: TransmissionFlags::READ_ONLY | TransmissionFlags::SEND_FLUSH | TransmissionFlags::SEND_DF,
+            flags: TransmissionFlags::READ_ONLY
+                | TransmissionFlags::SEND_FLUSH
+                | TransmissionFlags::SEND_DF
+                | TransmissionFlags::SEND_CACHE,
             block_size: BlockSize::default(),
-            contexts: vec![BASE_ALLOCATION.to_owned()],
+            contexts: vec![BASE_ALLOCATION.to_owned(), RESIDENCY.to_owned()],
         };
         Some((info, number))
     }
@@ -149,7 +152,11 @@ pub fn nbd_requests(data: &[u8]) {
         request.encode(&mut written);
         assert_eq!(Request::decode(&written), Ok(Some(request)));
         match request.check(&geometry) {
-            Ok(Checked::Read { offset, length, .. } | Checked::BlockStatus { offset, length, .. }) => {
+            Ok(
+                Checked::Read { offset, length, .. }
+                | Checked::BlockStatus { offset, length, .. }
+                | Checked::Cache { offset, length },
+            ) => {
                 assert!(offset + u64::from(length) <= SIZE_BYTES);
             }
             Ok(Checked::Flush | Checked::Disconnect) => {}
@@ -240,7 +247,7 @@ pub fn nbd_client(data: &[u8]) {
 }
 
 async fn talk(server: Babbler, mode: Mode) {
-    let options = ConnectOptions::new("disk0").with_mode(mode);
+    let options = ConnectOptions::new("disk0").with_mode(mode).with_contexts([BASE_ALLOCATION, RESIDENCY]);
     let client = match Client::connect(server, &options).await {
         Ok(client) => client,
         Err(error) => return drop(error.to_string()),
