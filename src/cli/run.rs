@@ -11,6 +11,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use vmnetx_format::{Disk, Name};
 use vmnetx_nbd::{Export, Exports, Listener};
+use vmnetx_store::origin::AccessArgs;
 use vmnetx_store::size::parse_size_bytes;
 use vmnetx_store::trust::TrustArgs;
 use vmnetx_store::{Location, Options, Package, Store, interrupt};
@@ -34,6 +35,8 @@ pub(super) struct Args {
     link: Location,
     #[command(flatten)]
     trust: TrustArgs,
+    #[command(flatten)]
+    access: AccessArgs,
     /// Call the VM this instead of the package's name.
     #[arg(long, value_name = "VM")]
     name: Option<Name>,
@@ -195,8 +198,15 @@ fn log_fetched(package: &Package) {
 
 fn open_store(args: &Args) -> Result<Store, Error> {
     let (memory_bytes, trust) = (args.memory_cache, args.trust.trust());
-    let options =
-        |disk| Options { memory_bytes, disk, retry_for: RETRY_FOR, trust: trust.clone(), ..Options::default() };
+    let access = args.access.access().map_err(vmnetx_store::Error::from)?;
+    let options = |disk| Options {
+        memory_bytes,
+        disk,
+        retry_for: RETRY_FOR,
+        access: access.clone(),
+        trust: trust.clone(),
+        ..Options::default()
+    };
     if args.disk_cache == 0 {
         return Ok(Store::open(options(None))?);
     }

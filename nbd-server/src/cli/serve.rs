@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use vmnetx_store::origin::AccessArgs;
 use vmnetx_store::size::parse_size_bytes;
 use vmnetx_store::trust::TrustArgs;
 use vmnetx_store::{Location, Options, Package, Recorder, Store, interrupt};
@@ -20,6 +21,8 @@ pub(super) struct Args {
     link: Location,
     #[command(flatten)]
     trust: TrustArgs,
+    #[command(flatten)]
+    access: AccessArgs,
     #[command(flatten)]
     at: At,
     /// Serve this disk alone. Without it every disk is served, and the first one is also the default export.
@@ -85,6 +88,7 @@ pub(super) async fn run(args: Args) -> Result<(), Error> {
         disk: args.cache_dir.map(|dir| (dir, args.disk_cache)),
         retry_for: Duration::from_secs(args.retry_for),
         trust: args.trust.trust(),
+        access: args.access.access().map_err(vmnetx_store::Error::from)?,
         ..Options::default()
     })?;
     let opening = async {

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use vmnetx_format::{Digest, FrameError, LinkError, ManifestError, OrderError, TreeError};
 
 use crate::failure::{Class, Told};
+use crate::origin::AccessError;
 use crate::trust::TrustError;
 
 /// Why an object or a chunk cannot be read. One failed request can fail many chunks, so it can be cloned.
@@ -111,6 +112,9 @@ pub enum Error {
     /// A link is whole, but not to be believed.
     #[error(transparent)]
     Trust(#[from] TrustError),
+    /// Credentials cannot be used.
+    #[error(transparent)]
+    Access(#[from] AccessError),
     /// The version that was asked for is not in the link.
     #[error("{link} has no version {version}")]
     NoVersion {
@@ -190,7 +194,7 @@ impl Told for Error {
             | Self::Order { .. } => Class::Integrity,
             Self::Trust(error) => error.class(),
             Self::Location { .. } | Self::NoVersion { .. } => Class::Usage,
-            Self::Cache { .. } => Class::Host,
+            Self::Cache { .. } | Self::Access(_) => Class::Host,
             Self::Local { .. } | Self::OutOfBounds { .. } | Self::Closing => Class::Failure,
         }
     }
@@ -201,6 +205,11 @@ impl Told for Error {
             Self::Network { .. } => "check the network and that the web server runs, then try again".into(),
             Self::Refused { status, .. } if status.starts_with("404") => {
                 "check the link for typing errors; if it is right, the repository is incomplete: tell its publisher"
+                    .into()
+            }
+            Self::Refused { status, .. } if status.starts_with("401") || status.starts_with("403") => {
+                "the server wants to know who asks: put a login for its host into ~/.netrc, which works over https, or ask the \
+                 publisher"
                     .into()
             }
             Self::Missing { .. }

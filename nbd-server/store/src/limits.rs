@@ -21,7 +21,7 @@ pub const HEDGE_QUANTILE: f64 = 0.95;
 pub const HEDGE_FACTOR: u32 = 2;
 
 /// A hedge waits at least so long.
-pub const HEDGE_AFTER_MIN: Duration = Duration::from_millis(50);
+pub const HEDGE_AFTER_MIN: Duration = Duration::from_millis(100);
 
 /// A hedge waits at most so long.
 pub const HEDGE_AFTER_MAX: Duration = Duration::from_secs(2);
@@ -83,6 +83,15 @@ pub const RETRY_PAUSE_MAX: Duration = Duration::from_secs(5);
 
 /// Tries for a chunk whose bytes arrive but have the wrong digest: a proxy may have damaged them once.
 pub const DAMAGED_TRIES_MAX: u32 = 3;
+
+/// Time for which it is remembered where a resource was redirected to.
+pub const REDIRECTION_KEPT: Duration = Duration::from_secs(60);
+
+/// Resources of which that is remembered.
+pub const REDIRECTIONS_KEPT_MAX: usize = 4096;
+
+/// Bytes of a netrc file or of one with a token.
+pub const ACCESS_FILE_BYTES_MAX: u64 = 1 << 20;
 
 /// Redirections that are followed for one request.
 pub const REDIRECTS_MAX: u32 = 5;

@@ -9,7 +9,7 @@ use tokio::sync::Semaphore;
 use crate::cache::{DiskCache, DiskTier, Flights, MemoryCache, MemoryTier, ObjectCache, SingleFlight};
 use crate::image::Tiers;
 use crate::limits::{PREFETCH_IN_FLIGHT_BLOCKS, RETRY_FOR};
-use crate::origin::{HttpClient, Mirrors, OriginTier};
+use crate::origin::{Access, HttpClient, Mirrors, OriginTier};
 use crate::tier::Tier;
 use crate::trust::Trust;
 use crate::{Error, Location, Package};
@@ -28,6 +28,8 @@ pub struct Options {
     pub retry_for: Duration,
     /// Bytes a second that fetches for the background may take of each origin; nothing for no limit.
     pub background_bytes_per_s: Option<u64>,
+    /// Which credentials go to which host. By default none to any.
+    pub access: Access,
     /// Which links are believed. By default nothing is remembered of them.
     pub trust: Trust,
 }
@@ -53,6 +55,7 @@ impl Default for Options {
             disk: None,
             retry_for: RETRY_FOR,
             background_bytes_per_s: None,
+            access: Access::default(),
             trust: Trust::default(),
         }
     }
@@ -69,9 +72,9 @@ impl Store {
             Some((dir, bytes)) => Some(Arc::new(DiskCache::open(&dir, bytes)?)),
             None => None,
         };
-        let Options { memory_bytes, retry_for, background_bytes_per_s, trust, .. } = options;
+        let Options { memory_bytes, retry_for, background_bytes_per_s, access, trust, .. } = options;
         let memory = Arc::new(MemoryCache::new(memory_bytes));
-        let (client, flights, trust) = (HttpClient::new()?, Arc::default(), Arc::new(trust));
+        let (client, flights, trust) = (HttpClient::with(access)?, Arc::default(), Arc::new(trust));
         Ok(Self { client, memory, memory_bytes, disk, objects, flights, retry_for, background_bytes_per_s, trust })
     }
 

@@ -1,12 +1,14 @@
 //! A repository on a web server: kept-alive HTTP/1.1 connections, one range per request.
 
+use std::collections::HashMap;
 use std::ops::Range;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Empty};
 use hyper::body::{Body as _, Incoming};
-use hyper::header::{CONTENT_ENCODING, CONTENT_RANGE, HeaderValue, LOCATION, RANGE, USER_AGENT};
+use hyper::header::{AUTHORIZATION, CONTENT_ENCODING, CONTENT_RANGE, HeaderValue, LOCATION, RANGE, USER_AGENT};
 use hyper::{Request, Response, StatusCode};
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::Client;
@@ -16,12 +18,13 @@ use tokio::time::{Instant, timeout};
 use url::Url;
 
 use super::reach::leads_inside;
-use super::{Body, Origin, Promise, shown};
+use super::{Access, Body, Origin, Promise, shown};
 use crate::Error;
 use crate::failure::describe;
 use crate::limits::{
     CONNECT_TIMEOUT, IDLE_CONNECTION, KEEPALIVE_IDLE, KEEPALIVE_INTERVAL, KEEPALIVE_RETRIES, ORIGIN_REQUESTS_MAX,
-    REDIRECTS_MAX, RESPONSE_TIMEOUT, SKIPPED_BYTES_MAX, STALL_BYTES_MIN, STALL_TIMEOUT,
+    REDIRECTION_KEPT, REDIRECTIONS_KEPT_MAX, REDIRECTS_MAX, RESPONSE_TIMEOUT, SKIPPED_BYTES_MAX, STALL_BYTES_MIN,
+    STALL_TIMEOUT,
 };
 
 /// What our HTTP clients call themselves.
@@ -32,7 +35,18 @@ pub type Connector = HttpsConnector<HttpConnector>;
 
 /// The connections to web servers; cheap to clone, shared by all origins.
 #[derive(Debug, Clone)]
-pub struct HttpClient(Client<Connector, Empty<Bytes>>);
+pub struct HttpClient {
+    client: Client<Connector, Empty<Bytes>>,
+    access: Arc<Access>,
+    redirections: Arc<Mutex<HashMap<Url, Redirection>>>,
+}
+
+/// Where a resource was found to be, for a short time.
+#[derive(Debug)]
+struct Redirection {
+    to: Url,
+    since: Instant,
+}
 
 /// Reads a repository below a URL.
 #[derive(Debug)]
@@ -42,30 +56,67 @@ pub struct HttpOrigin {
 }
 
 impl HttpClient {
-    /// Opens no connection yet.
+    /// Shows itself to no host. Opens no connection yet.
     ///
     /// # Errors
     /// [`Error::Network`] when the system's trusted certificates cannot be used.
     pub fn new() -> Result<Self, Error> {
+        Self::with(Access::default())
+    }
+
+    /// Shows itself to hosts as `access` says. Opens no connection yet.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub fn with(access: Access) -> Result<Self, Error> {
         let client = Client::builder(TokioExecutor::new())
             .pool_timer(TokioTimer::new())
             .pool_idle_timeout(IDLE_CONNECTION)
             .pool_max_idle_per_host(ORIGIN_REQUESTS_MAX)
             .build(connector(None)?);
-        Ok(Self(client))
+        Ok(Self { client, access: Arc::new(access), redirections: Arc::default() })
     }
 
-    /// Sends a GET and follows redirections; `range` as in the HTTP header, its end not included.
+    /// Sends a GET and follows redirections, from where they led lately; `range` as in the HTTP header, its end not included.
     async fn get(&self, url: &Url, range: Option<&Range<u64>>) -> Result<Response<Incoming>, Error> {
-        let mut url = url.clone();
+        if let Some(to) = self.redirected_lately(url) {
+            match self.send(&to, range).await {
+                Ok(response) if response.status().is_success() => return Ok(response),
+                // Such places are often good for a while only: the first one knows where it is now.
+                _ => drop(self.redirections().remove(url)),
+            }
+        }
+        let mut at = url.clone();
         for _ in 0..=REDIRECTS_MAX {
-            let response = self.send(&url, range).await?;
+            let response = self.send(&at, range).await?;
             if !response.status().is_redirection() {
+                if at != *url && response.status().is_success() {
+                    self.remember(url, at);
+                }
                 return Ok(response);
             }
-            url = redirected(&url, &response)?;
+            at = redirected(&at, &response)?;
         }
-        Err(refused(&url, "too many redirections"))
+        Err(refused(&at, "too many redirections"))
+    }
+
+    fn redirected_lately(&self, url: &Url) -> Option<Url> {
+        let redirections = self.redirections();
+        let known = redirections.get(url).filter(|known| known.since.elapsed() < REDIRECTION_KEPT)?;
+        Some(known.to.clone())
+    }
+
+    fn remember(&self, url: &Url, to: Url) {
+        let mut redirections = self.redirections();
+        if redirections.len() >= REDIRECTIONS_KEPT_MAX {
+            redirections.clear();
+        }
+        redirections.insert(url.clone(), Redirection { to, since: Instant::now() });
+    }
+
+    fn redirections(&self) -> MutexGuard<'_, HashMap<Url, Redirection>> {
+        // The map is whole after every statement: a panic elsewhere cannot have left it half-changed.
+        self.redirections.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     async fn send(&self, url: &Url, range: Option<&Range<u64>>) -> Result<Response<Incoming>, Error> {
@@ -74,10 +125,14 @@ impl HttpClient {
         if let Some(range) = range {
             request = request.header(RANGE, format!("bytes={}-{}", range.start, range.end.saturating_sub(1)));
         }
+        // By the host of this very URL: a redirection takes nobody's credentials along.
+        if let Some(credentials) = self.access.header(url) {
+            request = request.header(AUTHORIZATION, credentials);
+        }
         let request = request.body(Empty::new()).map_err(|error| Error::network(&object, error))?;
         // The connector has its own, shorter limit; this one also covers what comes after it.
         let limit = CONNECT_TIMEOUT + RESPONSE_TIMEOUT;
-        match timeout(limit, self.0.request(request)).await {
+        match timeout(limit, self.client.request(request)).await {
             Ok(Ok(response)) => Ok(response),
             Ok(Err(error)) => Err(Error::network(&object, describe(&error))),
             Err(_) => Err(Error::network(&object, format_args!("no answer within {} s", limit.as_secs()))),

@@ -1,5 +1,6 @@
 //! Origins: where a repository's objects are read from, and the tier that fetches frames from their packs.
 
+mod access;
 mod dir;
 mod http;
 mod job;
@@ -21,6 +22,9 @@ use bytes::Bytes;
 use tokio::sync::mpsc;
 use url::Url;
 
+#[cfg(feature = "clap")]
+pub use access::AccessArgs;
+pub use access::{Access, AccessError};
 pub use dir::DirOrigin;
 pub use http::{AGENT, Connector, HttpClient, HttpOrigin, connector};
 pub use mirrors::{MirrorState, Mirrors};

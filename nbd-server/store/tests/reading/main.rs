@@ -1,6 +1,7 @@
 //! Reading repositories through the public interface: every tier, whole images, caches that are damaged and servers that
 //! misbehave.
 
+mod access;
 mod conformance;
 mod disk;
 mod faulty_tier;

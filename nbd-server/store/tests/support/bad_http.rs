@@ -20,6 +20,8 @@ pub(crate) struct Asked {
     pub(crate) path: String,
     /// The range that was asked for.
     pub(crate) range: Option<Range<u64>>,
+    /// Its Authorization.
+    pub(crate) authorization: Option<String>,
     /// How many requests for this path came before.
     pub(crate) before: usize,
 }
@@ -195,9 +197,13 @@ impl Site {
             let (first, last) = bounds.split_once('-')?;
             Some(first.parse().ok()?..last.parse::<u64>().ok()? + 1)
         });
+        let authorization = head.lines().find_map(|line| {
+            let (name, value) = line.split_once(": ")?;
+            name.eq_ignore_ascii_case("authorization").then(|| value.to_owned())
+        });
         let mut seen = self.seen.lock().unwrap();
         let before = seen.entry(path.clone()).or_default();
-        let asked = Asked { path, range, before: *before };
+        let asked = Asked { path, range, authorization, before: *before };
         *before += 1;
         self.log.lock().unwrap().push(asked.clone());
         asked
