@@ -19,7 +19,7 @@ pub mod size;
 pub mod tier;
 pub mod trust;
 
-pub use cache::{DiskCache, DiskTier, Flights, MemoryCache, MemoryTier, SingleFlight};
+pub use cache::{DiskCache, DiskTier, DiskUsage, DiskVerified, Flights, MemoryCache, MemoryTier, SingleFlight};
 pub use counters::{Counters, Counts};
 pub use error::Error;
 pub use image::{Extent, Image, Piece, Residency};

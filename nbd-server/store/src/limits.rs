@@ -114,11 +114,42 @@ pub const OBJECTS_BYTES_MAX: u64 = 256 << 20;
 /// Their number.
 pub const OBJECTS_MAX: usize = 1024;
 
-/// Bytes of one segment of the disk tier.
+/// Bytes of one segment of the disk tier, unless there would be more than [`SEGMENTS_MAX`] of them.
 pub const SEGMENT_BYTES_MAX: u64 = 64 << 20;
 
 /// Segments into which the disk tier is divided at least, since it evicts whole segments.
 pub const SEGMENTS_MIN: u64 = 8;
+
+/// Segments of a larger disk tier, about: each is an open file.
+pub const SEGMENTS_MAX: u64 = 512;
+
+/// Bytes of the largest file that is read as a segment: offsets in it have 32 bits.
+pub const SEGMENT_FILE_BYTES_MAX: u64 = u32::MAX as u64;
+
+/// Bytes of the index at the end of a segment: room for 760,000 records.
+pub const SEGMENT_INDEX_BYTES_MAX: u64 = 32 << 20;
+
+/// Bytes of a segment when the disk tier may have `max_bytes`.
+#[must_use]
+pub fn segment_bytes_max(max_bytes: u64) -> u64 {
+    let share = (max_bytes / SEGMENTS_MAX).clamp(SEGMENT_BYTES_MAX, SEGMENT_FILE_BYTES_MAX / 2);
+    share.min(max_bytes / SEGMENTS_MIN)
+}
+
+/// A segment is evicted only if that frees one in so many of its bytes: the rest is copied.
+pub const EVICT_FREED_PARTS: u64 = 8;
+
+/// The disk tier's part, one in so many bytes, that is moved because it was used before something is dropped though it was.
+pub const EVICT_MOVED_PARTS: u64 = 4;
+
+/// The disk tier's part that may be pinned, as quarters: what is left must do for all the rest.
+pub const PINNED_QUARTERS_MAX: u64 = 3;
+
+/// Bytes of the file that says which records of the disk tier were used: four million of them.
+pub const USES_BYTES_MAX: u64 = 32 << 20;
+
+/// Time for which nothing is written to the disk tier after a write has failed.
+pub const DISK_OFF_PAUSE: Duration = Duration::from_secs(30);
 
 /// Bytes of frames that wait to be written to the disk tier; more are not cached.
 pub const DISK_QUEUE_BYTES_MAX: u64 = 64 << 20;

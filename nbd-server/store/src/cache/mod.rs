@@ -5,7 +5,7 @@ mod flight;
 mod memory;
 mod objects;
 
-pub use disk::{DiskCache, DiskTier};
+pub use disk::{DiskCache, DiskTier, DiskUsage, DiskVerified};
 pub use flight::{Flights, SingleFlight};
 pub use memory::{MemoryCache, MemoryTier};
 

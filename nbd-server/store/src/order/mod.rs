@@ -7,5 +7,5 @@ mod replay;
 pub use plan::OrderCounts;
 pub use record::Recorder;
 
-pub(crate) use plan::Plan;
+pub(crate) use plan::{DigestHasher, Plan};
 pub(crate) use replay::OrderReplay;

@@ -1,0 +1,116 @@
+//! What is done with a cache beside reading and filling it: looking how full it is, verifying, emptying.
+
+use serde::Serialize;
+use vmnetx_format::Digest;
+
+use super::index::Entry;
+use super::segment::{Record, Segment};
+use super::{DiskCache, Job};
+use crate::Error;
+
+/// How full a cache is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct DiskUsage {
+    /// Bytes of its segments, what was overwritten in them included.
+    pub bytes: u64,
+    /// Frames that can be read.
+    pub records: u64,
+    /// Segment files.
+    pub segments: u64,
+    /// Bytes of the records that are pinned.
+    pub pinned_bytes: u64,
+}
+
+/// What came of verifying a cache.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct DiskVerified {
+    /// Frames that were read.
+    pub records: u64,
+    /// Their bytes as stored.
+    pub bytes: u64,
+    /// Those of them that were damaged and dropped.
+    pub damaged: u64,
+}
+
+impl DiskCache {
+    /// How full it is now.
+    #[must_use]
+    pub fn usage(&self) -> DiskUsage {
+        let state = self.shared.lock();
+        DiskUsage {
+            bytes: state.bytes(),
+            records: state.records() as u64,
+            segments: state.segments().len() as u64,
+            pinned_bytes: state.pinned_bytes(),
+        }
+    }
+
+    /// Reads every frame, compares it with its digest and drops those that are damaged; `advance` hears of the bytes of
+    /// each. Not for async code.
+    pub fn verify(&self, mut advance: impl FnMut(u64)) -> DiskVerified {
+        let mut verified = DiskVerified::default();
+        let segments = self.shared.lock().segments();
+        for segment in segments {
+            // One that was cut or damaged since it was opened has fewer entries than records: reading finds those out.
+            let Ok(contents) = segment.contents() else { continue };
+            let damaged_before = verified.damaged;
+            for entry in contents.entries {
+                verified.records += 1;
+                verified.bytes += u64::from(entry.stored_len);
+                verified.damaged += u64::from(!self.is_whole(&segment, &entry));
+                advance(u64::from(entry.stored_len));
+            }
+            if verified.damaged > damaged_before {
+                let path = segment.path().to_owned();
+                if let Some(Err(error)) = self.with_writer(move |writer| writer.reseal(&segment)) {
+                    tracing::warn!(segment = %path.display(), %error, "damaged records stay in the segment's index");
+                }
+            }
+        }
+        verified
+    }
+
+    /// Whether the frame of an entry is read as it was written, if it is still read at all.
+    fn is_whole(&self, segment: &Segment, entry: &Entry) -> bool {
+        let located = {
+            let mut state = self.shared.lock();
+            if !state.is_live(segment.number(), entry) {
+                return true;
+            }
+            state.find(&entry.digest, false)
+        };
+        located.is_none_or(|found| {
+            let stored = found.segment.read(found.entry.offset, found.entry.stored_len);
+            self.shared.opened(&found, stored).is_some()
+        })
+    }
+
+    /// Removes segments, oldest first, until no more than `max_bytes` are left or all that is left is pinned. Not for async
+    /// code.
+    ///
+    /// # Errors
+    /// [`Error::Cache`] when something pinned cannot be moved.
+    pub fn prune(&self, max_bytes: u64) -> Result<(), Error> {
+        self.with_writer(move |writer| writer.prune(max_bytes)).unwrap_or(Ok(())).map_err(|error| self.error(&error))
+    }
+
+    /// Writes frames, however many wait, and says whether all of them are here then. Not for async code.
+    pub(crate) fn insert(&self, records: Vec<Record>) -> bool {
+        let digests: Vec<Digest> = records.iter().map(|record| record.digest).collect();
+        for record in records {
+            self.shared.queued_bytes.fetch_add(record.len(), std::sync::atomic::Ordering::Relaxed);
+            self.ask(Job::Keep(record));
+        }
+        self.flush();
+        digests.iter().all(|digest| self.contains(digest))
+    }
+
+    /// Has everything that was written survive a loss of power. Not for async code.
+    pub(crate) fn sync(&self) -> Result<(), Error> {
+        self.with_writer(super::Writer::sync).unwrap_or(Ok(())).map_err(|error| self.error(&error))
+    }
+
+    pub(super) fn error(&self, reason: &impl ToString) -> Error {
+        Error::Cache { dir: self.shared.dir.display().to_string(), reason: reason.to_string() }
+    }
+}
