@@ -14,7 +14,7 @@ use vmnetx_nbd::{Export, Exports, Listener};
 use vmnetx_store::origin::AccessArgs;
 use vmnetx_store::size::parse_size_bytes;
 use vmnetx_store::trust::TrustArgs;
-use vmnetx_store::{Location, Options, Package, Store, interrupt};
+use vmnetx_store::{Location, Options, Package, Store, default_cache_dir, interrupt};
 
 use super::{Error, stdio};
 use crate::vm::{self, Accel, DiskSpec, Display, DisplayChoice, Network, Outcome, Programs, RunDir, SerialPort, Spec};
@@ -222,13 +222,6 @@ fn open_store(args: &Args) -> Result<Store, Error> {
         }
         opened => Ok(opened?),
     }
-}
-
-/// `vmnetx` in the directory that the XDG base directory specification gives to caches.
-fn default_cache_dir() -> Option<PathBuf> {
-    let absolute = |variable| std::env::var_os(variable).map(PathBuf::from).filter(|path| path.is_absolute());
-    let base = absolute("XDG_CACHE_HOME").or_else(|| absolute("HOME").map(|home| home.join(".cache")))?;
-    Some(base.join("vmnetx"))
 }
 
 /// Temporary overlays may grow to the size of the disks, so they belong on a disk: /tmp is often in memory.

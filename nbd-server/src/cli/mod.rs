@@ -1,5 +1,7 @@
 //! The command line of `vmnetx-nbd`, which is also `vmnetx nbd`.
 
+mod cache;
+mod pull;
 mod serve;
 mod stats;
 
@@ -22,6 +24,8 @@ pub struct Args {
 #[derive(Debug, Subcommand)]
 enum Command {
     Serve(Box<serve::Args>),
+    Pull(Box<pull::Args>),
+    Cache(cache::Args),
     Stats(stats::Args),
 }
 
@@ -47,6 +51,8 @@ pub fn run(args: Args) -> Result<(), Error> {
     let result = runtime.block_on(async {
         match args.command {
             Command::Serve(args) => serve::run(*args).await,
+            Command::Pull(args) => pull::run(*args).await,
+            Command::Cache(args) => cache::run(args).await,
             Command::Stats(args) => stats::run(args).await,
         }
     });

@@ -34,6 +34,9 @@ pub(super) struct Args {
     /// Bytes of chunks to keep in the cache directory.
     #[arg(long, value_name = "SIZE", default_value = "10G", value_parser = parse_size_bytes)]
     disk_cache: u64,
+    /// Send no request to any host: serve what `vmnetx-nbd pull` has made complete in the cache directory.
+    #[arg(long, requires = "cache_dir")]
+    offline: bool,
     /// Bytes of chunks to keep in memory.
     #[arg(long, value_name = "SIZE", default_value = "512M", value_parser = parse_size_bytes)]
     memory_cache: u64,
@@ -89,6 +92,7 @@ pub(super) async fn run(args: Args) -> Result<(), Error> {
         retry_for: Duration::from_secs(args.retry_for),
         trust: args.trust.trust(),
         access: args.access.access().map_err(vmnetx_store::Error::from)?,
+        offline: args.offline,
         ..Options::default()
     })?;
     let opening = async {

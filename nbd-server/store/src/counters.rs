@@ -79,6 +79,11 @@ impl Counters {
         self.memory_chunks.fetch_add(chunks, Ordering::Relaxed);
     }
 
+    /// A reader took a chunk from the disk tier itself.
+    pub(crate) fn disk_hit(&self) {
+        self.disk_chunks.fetch_add(1, Ordering::Relaxed);
+    }
+
     pub(crate) fn chunk<E>(&self, result: &Result<Found, E>, ahead: bool) {
         let Ok(found) = result else {
             self.failed_chunks.fetch_add(1, Ordering::Relaxed);

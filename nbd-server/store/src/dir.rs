@@ -305,6 +305,18 @@ impl RepositoryDir {
         Ok(PackFile { path, file, len })
     }
 
+    /// Whether the pack `digest` is there and whole: all of it is read.
+    ///
+    /// # Errors
+    /// [`DirError::TooLarge`]; [`DirError::Io`].
+    pub fn verified_pack(&self, digest: &Digest) -> Result<bool, DirError> {
+        match self.pack(digest) {
+            Err(error) if error.is_not_found() => Ok(false),
+            Ok(pack) => Ok(publisher::is_good(pack.path(), digest)),
+            Err(error) => Err(error),
+        }
+    }
+
     /// The manifests that are there.
     ///
     /// # Errors

@@ -139,6 +139,27 @@ pub enum Error {
         /// What is wrong with it.
         reason: String,
     },
+    /// Something is wanted offline that the cache directory does not have.
+    #[error("{object} is not in the cache directory, and this is offline")]
+    Offline {
+        /// The URL, without secrets.
+        object: String,
+    },
+    /// A version is too large to be kept whole.
+    #[error(
+        "{name} has {bytes} bytes to be kept, and {pinned_bytes} are pinned already: together more than the {max_bytes} that a \
+         cache of this size may pin"
+    )]
+    PinTooLarge {
+        /// The package's name.
+        name: String,
+        /// Bytes of its frames that are not pinned yet.
+        bytes: u64,
+        /// Bytes that other pins keep.
+        pinned_bytes: u64,
+        /// Bytes that pins may keep together.
+        max_bytes: u64,
+    },
     /// The read leaves the image.
     #[error("a read of {length} bytes at {offset} leaves the image of {size_bytes} bytes")]
     OutOfBounds {
@@ -185,7 +206,7 @@ impl Error {
 impl Told for Error {
     fn class(&self) -> Class {
         match self {
-            Self::Network { .. } | Self::Refused { .. } => Class::Network,
+            Self::Network { .. } | Self::Refused { .. } | Self::Offline { .. } => Class::Network,
             Self::Digest { .. } | Self::Frame { .. } | Self::Tree { .. } | Self::TooLarge { .. } => Class::Integrity,
             Self::Missing { .. }
             | Self::Short { .. }
@@ -194,7 +215,7 @@ impl Told for Error {
             | Self::Order { .. } => Class::Integrity,
             Self::Trust(error) => error.class(),
             Self::Location { .. } | Self::NoVersion { .. } => Class::Usage,
-            Self::Cache { .. } | Self::Access(_) => Class::Host,
+            Self::Cache { .. } | Self::PinTooLarge { .. } | Self::Access(_) => Class::Host,
             Self::Local { .. } | Self::OutOfBounds { .. } | Self::Closing => Class::Failure,
         }
     }
@@ -212,6 +233,8 @@ impl Told for Error {
                  publisher"
                     .into()
             }
+            Self::Offline { .. } => "run `vmnetx-nbd pull LINK` while there is a network".into(),
+            Self::PinTooLarge { .. } => "give a larger --disk-cache, or remove pins: `vmnetx-nbd cache pin --list`".into(),
             Self::Missing { .. }
             | Self::Short { .. }
             | Self::Digest { .. }

@@ -6,8 +6,10 @@ mod error;
 mod file;
 mod image;
 mod location;
+mod offline;
 mod order;
 mod package;
+mod pull;
 mod store;
 
 pub mod dir;
@@ -19,11 +21,12 @@ pub mod size;
 pub mod tier;
 pub mod trust;
 
-pub use cache::{DiskCache, DiskTier, DiskUsage, DiskVerified, Flights, MemoryCache, MemoryTier, SingleFlight};
+pub use cache::{DiskCache, DiskTier, DiskUsage, DiskVerified, Flights, MemoryCache, MemoryTier, Pin, SingleFlight};
 pub use counters::{Counters, Counts};
 pub use error::Error;
 pub use image::{Extent, Image, Piece, Residency};
 pub use location::{Location, Place};
 pub use order::{OrderCounts, Recorder};
 pub use package::Package;
-pub use store::{Options, Store};
+pub use pull::{CopyError, ImageSurvey, Progress, Pulled};
+pub use store::{Options, Store, default_cache_dir};

@@ -151,6 +151,45 @@ pub const USES_BYTES_MAX: u64 = 32 << 20;
 /// Time for which nothing is written to the disk tier after a write has failed.
 pub const DISK_OFF_PAUSE: Duration = Duration::from_secs(30);
 
+/// Links that a cache directory keeps, as last read at each URL.
+pub const KEPT_LINKS_MAX: usize = 1024;
+
+/// Versions of which a cache directory remembers what was read first.
+pub const TOUCHED_FILES_MAX: usize = 64;
+
+/// Chunks that are remembered of one version.
+pub const TOUCHED_FRAMES_MAX: usize = 16 << 10;
+
+/// Their plain bytes.
+pub const TOUCHED_BYTES_MAX: u64 = 256 << 20;
+
+/// Time from opening a package in which chunks that are read count as read first.
+pub const TOUCHED_TIME: Duration = Duration::from_secs(120);
+
+/// Threads that bring these chunks into memory.
+pub const TOUCHED_THREADS_MAX: usize = 4;
+
+/// Plain bytes of a chunk that is read from the disk tier by whoever waits for it, without handing it to another thread.
+pub const DISK_INLINE_BYTES_MAX: u32 = 256 << 10;
+
+/// Bytes of a pin's file: two million frames.
+pub const PIN_FILE_BYTES_MAX: u64 = 64 << 20;
+
+/// Bytes of the text in it.
+pub const PIN_TEXT_BYTES_MAX: u32 = 64 << 10;
+
+/// Stored bytes that a pull asks for at once.
+pub const PULL_BATCH_BYTES: u64 = 4 << 20;
+
+/// Such batches that are under way.
+pub const PULL_BATCHES_MAX: usize = 4;
+
+/// Leaves of an image that a pull fetches at once.
+pub const PULL_LEAVES: u32 = 16;
+
+/// Packs that `pull --to` fetches at once.
+pub const PULL_PACKS_MAX: usize = 4;
+
 /// Bytes of frames that wait to be written to the disk tier; more are not cached.
 pub const DISK_QUEUE_BYTES_MAX: u64 = 64 << 20;
 

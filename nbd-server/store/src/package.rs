@@ -11,7 +11,9 @@ use vmnetx_format::{
     manifest_path,
 };
 
+use crate::cache::Ahead;
 use crate::location::{Location, Place};
+use crate::offline::OfflineOrigin;
 use crate::order::OrderReplay;
 use crate::origin::{
     DirOrigin, HttpOrigin, MirrorState, Mirrors, Origin, OriginCounts, OriginTier, Retry, leads_inside, shown,
@@ -22,7 +24,9 @@ use crate::{Error, Image, OrderCounts, Recorder, Store};
 /// One version of a package. It stays that version, whatever is published meanwhile.
 #[derive(Debug)]
 pub struct Package {
-    link: Link,
+    link: Envelope,
+    /// Where the link was read, if that was on the web.
+    url: Option<Url>,
     version: Version,
     manifest: Manifest,
     disks: Vec<Arc<Image>>,
@@ -31,11 +35,13 @@ pub struct Package {
     head_bytes: u64,
     believed: Believed,
     order: Option<OrderReplay>,
+    _ahead: Option<Ahead>,
 }
 
 /// A link as it was read, to be believed, and where its repository is.
 struct Head {
-    link: Link,
+    link: Envelope,
+    url: Option<Url>,
     believed: Believed,
     mirrors: Arc<Mirrors>,
     /// Where the link is, to be shown.
@@ -46,13 +52,19 @@ struct Head {
 impl Package {
     /// Opens the version that `location` names; `in_order` says whether its recorded order is replayed.
     pub(crate) async fn open(store: &Store, location: &Location, in_order: bool) -> Result<Self, Error> {
-        let Head { link, believed, mirrors, shown, bytes: link_bytes } = read_link(store, location).await?;
+        let ahead = if in_order { ahead_of_link(store, location).await } else { None };
+        let Head { link, url, believed, mirrors, shown, bytes: link_bytes } = read_link(store, location).await?;
         let version = match &location.version {
-            None => link.current.clone(),
+            None => link.link.current.clone(),
             Some(wanted) => {
-                let version = link.version(wanted).cloned();
+                let version = link.link.version(wanted).cloned();
                 version.ok_or(Error::NoVersion { link: shown, version: *wanted })?
             }
+        };
+        let ahead = match ahead {
+            Some(ahead) if ahead.manifest == version.manifest => Some(ahead),
+            _ if in_order => store.ahead(version.manifest),
+            _ => None,
         };
         let (tiers, frames) = store.tiers(Arc::clone(&mirrors));
         let origin: Arc<dyn Origin> = Arc::<Mirrors>::clone(&mirrors);
@@ -69,20 +81,44 @@ impl Package {
             Manifest::decode(&manifest_object.bytes).map_err(|source| Error::Manifest { object: at(), source })?;
         let images = manifest.images().map_err(|source| Error::Manifest { object: at(), source })?;
         let layout = LayoutObject::decode(&layout_object.bytes, &images)
-            .map_err(|source| Error::Tree { image: link.name.to_string(), source })?;
+            .map_err(|source| Error::Tree { image: link.link.name.to_string(), source })?;
         let parts = manifest.disks.iter().zip(images).zip(layout.images);
         let disks = parts.map(|((disk, (geometry, _)), roots)| {
             Arc::new(Image::new(disk.name.to_string(), geometry, roots, tiers.clone(), Arc::clone(&plan)))
         });
-        let disks = disks.collect();
+        let disks: Vec<Arc<Image>> = disks.collect();
+        if let Some(touched) = in_order.then(|| store.touched(version.manifest)).flatten() {
+            disks.iter().for_each(|disk| disk.note_touches(&touched));
+        }
         let head_bytes = link_bytes + manifest_object.origin_bytes + layout_object.origin_bytes;
-        Ok(Self { link, version, manifest, disks, origin: frames, mirrors, head_bytes, believed, order })
+        let origin = frames;
+        Ok(Self { link, url, version, manifest, disks, origin, mirrors, head_bytes, believed, order, _ahead: ahead })
     }
 
     /// What the link said when the package was opened.
     #[must_use]
     pub const fn link(&self) -> &Link {
+        &self.link.link
+    }
+
+    /// The link with its signature.
+    pub(crate) const fn envelope(&self) -> &Envelope {
         &self.link
+    }
+
+    /// Where the link was read, if that was on the web.
+    pub(crate) const fn url(&self) -> Option<&Url> {
+        self.url.as_ref()
+    }
+
+    /// The places of its repository.
+    pub(crate) const fn repository(&self) -> &Arc<Mirrors> {
+        &self.mirrors
+    }
+
+    /// The tier that fetches from there.
+    pub(crate) const fn origin(&self) -> &Arc<OriginTier> {
+        &self.origin
     }
 
     /// The key that signed the link.
@@ -181,7 +217,8 @@ async fn read_link(store: &Store, location: &Location) -> Result<Head, Error> {
             let signer = store.trust().check_file(path, &envelope)?;
             let believed = Believed { signer, notices: Vec::new() };
             Ok(Head {
-                link: envelope.link,
+                link: envelope,
+                url: None,
                 believed,
                 mirrors: Arc::new(Mirrors::new(Arc::new(origin), [])),
                 shown,
@@ -197,19 +234,55 @@ async fn read_remote_link(
     location: &Location,
     pointer: Option<&Envelope>,
 ) -> Result<Head, Error> {
-    let bytes = fetch_link(store, url).await?;
+    let bytes = if store.is_offline() { kept_link(store, url).await? } else { fetch_link(store, url).await? };
     let envelope = decode(&bytes, &shown(url))?;
     // Before anything that the link names is asked for.
     check_reach(&envelope.link, url).map_err(|source| Error::Link { object: shown(url), source })?;
     let asked = Asked { url, pinned: location.version.is_some(), pointer };
     let believed = store.trust().check(&asked, &envelope).await?;
-    let at = |base: &Url| -> Arc<dyn Origin> { Arc::new(HttpOrigin::new(store.client().clone(), base.clone())) };
+    if let (Some(links), false) = (store.links(), store.is_offline()) {
+        let (links, name, bytes) = (Arc::clone(links), kept_name(url), bytes.clone());
+        // Nobody has to wait for it.
+        tokio::task::spawn_blocking(move || links.put(&name, &bytes));
+    }
+    let at = |base: &Url| -> Arc<dyn Origin> {
+        match store.is_offline() {
+            true => Arc::new(OfflineOrigin::new(base.clone())),
+            false => Arc::new(HttpOrigin::new(store.client().clone(), base.clone())),
+        }
+    };
     let mirrors = match envelope.link.repositories.split_first() {
         Some((first, others)) => Mirrors::new(at(first), others.iter().map(at)),
         None => Mirrors::new(at(&url.join(".").map_err(|error| Error::network(url.as_str(), error))?), []),
     };
     let mirrors = Arc::new(mirrors);
-    Ok(Head { link: envelope.link, believed, mirrors, shown: shown(url), bytes: bytes.len() as u64 })
+    let shown = shown(url);
+    Ok(Head { link: envelope, url: Some(url.clone()), believed, mirrors, shown, bytes: bytes.len() as u64 })
+}
+
+/// The name under which a link is kept that was read at `url`.
+pub(crate) fn kept_name(url: &Url) -> Digest {
+    Digest::of(url.as_str().as_bytes())
+}
+
+/// The link as it was last read at `url`; it is judged like any other.
+async fn kept_link(store: &Store, url: &Url) -> Result<Bytes, Error> {
+    let offline = || Error::Offline { object: shown(url) };
+    let (links, name) = (Arc::clone(store.links().ok_or_else(offline)?), kept_name(url));
+    let kept = tokio::task::spawn_blocking(move || links.get(&name, LINK_BYTES_MAX)).await;
+    let kept = kept.ok().flatten().filter(|bytes| Envelope::decode(bytes).is_ok());
+    kept.map(Bytes::from).ok_or_else(offline)
+}
+
+/// Starts to bring into memory what was read first of the version that the link named the last time, while the link is
+/// asked for. Whatever the link says then: what is brought has its digest, and nothing is given out before.
+async fn ahead_of_link(store: &Store, location: &Location) -> Option<Ahead> {
+    let Place::Url(url) = &location.place else { return None };
+    let manifest = match location.version {
+        Some(version) => version,
+        None => Envelope::decode(&kept_link(store, url).await.ok()?).ok()?.link.current.manifest,
+    };
+    store.ahead(manifest)
 }
 
 /// Where a link may lead depends on where it was read from.

@@ -5,10 +5,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::Semaphore;
+use vmnetx_format::Digest;
 
-use crate::cache::{DiskCache, DiskTier, Flights, MemoryCache, MemoryTier, ObjectCache, SingleFlight};
+use crate::cache::{
+    Ahead, DiskCache, DiskTier, Files, Flights, MemoryCache, MemoryTier, ObjectCache, SingleFlight, Touched,
+};
 use crate::image::Tiers;
-use crate::limits::{PREFETCH_IN_FLIGHT_BLOCKS, RETRY_FOR};
+use crate::limits::{KEPT_LINKS_MAX, ORDER_AHEAD_PARTS, PREFETCH_IN_FLIGHT_BLOCKS, RETRY_FOR, TOUCHED_FILES_MAX};
 use crate::origin::{Access, HttpClient, Mirrors, OriginTier};
 use crate::tier::Tier;
 use crate::trust::Trust;
@@ -16,6 +19,19 @@ use crate::{Error, Location, Package};
 
 /// The folder of the cache directory with manifests, layout objects and orders.
 const OBJECTS_FOLDER: &str = "objects";
+/// The folder with links as they were last read.
+const LINKS_FOLDER: &str = "links";
+/// The folder that says what was read first of each version.
+const TOUCHED_FOLDER: &str = "touched";
+
+/// The cache directory of the user: `vmnetx` where the XDG base directory specification has caches. Nothing if the user has
+/// no home.
+#[must_use]
+pub fn default_cache_dir() -> Option<PathBuf> {
+    let absolute = |variable| std::env::var_os(variable).map(PathBuf::from).filter(|path| path.is_absolute());
+    let base = absolute("XDG_CACHE_HOME").or_else(|| absolute("HOME").map(|home| home.join(".cache")))?;
+    Some(base.join("vmnetx"))
+}
 
 /// How a store is to be set up.
 #[derive(Debug, Clone)]
@@ -32,6 +48,8 @@ pub struct Options {
     pub access: Access,
     /// Which links are believed. By default nothing is remembered of them.
     pub trust: Trust,
+    /// Whether to send no request to any host: what the directory of the disk tier has must do.
+    pub offline: bool,
 }
 
 /// Caches and connections.
@@ -41,11 +59,20 @@ pub struct Store {
     memory: Arc<MemoryCache>,
     memory_bytes: u64,
     disk: Option<Arc<DiskCache>>,
-    objects: Option<Arc<ObjectCache>>,
+    kept: Option<Kept>,
     flights: Arc<Flights>,
     retry_for: Duration,
     background_bytes_per_s: Option<u64>,
     trust: Arc<Trust>,
+    is_offline: bool,
+}
+
+/// What the cache directory has beside the disk tier.
+#[derive(Debug, Clone)]
+struct Kept {
+    objects: Arc<ObjectCache>,
+    links: Arc<Files>,
+    touched: Arc<Files>,
 }
 
 impl Default for Options {
@@ -57,6 +84,7 @@ impl Default for Options {
             background_bytes_per_s: None,
             access: Access::default(),
             trust: Trust::default(),
+            offline: false,
         }
     }
 }
@@ -67,15 +95,32 @@ impl Store {
     /// # Errors
     /// [`Error::Cache`] when the cache directory cannot be used.
     pub fn open(options: Options) -> Result<Self, Error> {
-        let objects = options.disk.as_ref().map(|(dir, _)| Arc::new(ObjectCache::new(dir.join(OBJECTS_FOLDER))));
-        let disk = match options.disk {
-            Some((dir, bytes)) => Some(Arc::new(DiskCache::open(&dir, bytes)?)),
-            None => None,
+        let (disk, kept) = match options.disk {
+            Some((dir, bytes)) => {
+                let disk = Arc::new(DiskCache::open(&dir, bytes)?);
+                let objects = Arc::new(ObjectCache::new(dir.join(OBJECTS_FOLDER), Arc::clone(&disk)));
+                let links = Arc::new(Files::new(dir.join(LINKS_FOLDER), KEPT_LINKS_MAX));
+                let touched = Arc::new(Files::new(dir.join(TOUCHED_FOLDER), TOUCHED_FILES_MAX));
+                (Some(disk), Some(Kept { objects, links, touched }))
+            }
+            None => (None, None),
         };
-        let Options { memory_bytes, retry_for, background_bytes_per_s, access, trust, .. } = options;
+        let Options { memory_bytes, retry_for, background_bytes_per_s, access, trust, offline: is_offline, .. } =
+            options;
         let memory = Arc::new(MemoryCache::new(memory_bytes));
         let (client, flights, trust) = (HttpClient::with(access)?, Arc::default(), Arc::new(trust));
-        Ok(Self { client, memory, memory_bytes, disk, objects, flights, retry_for, background_bytes_per_s, trust })
+        Ok(Self {
+            client,
+            memory,
+            memory_bytes,
+            disk,
+            kept,
+            flights,
+            retry_for,
+            background_bytes_per_s,
+            trust,
+            is_offline,
+        })
     }
 
     /// Opens the package that a link names.
@@ -107,13 +152,41 @@ impl Store {
         self.disk.as_deref()
     }
 
+    /// The same, to be shared.
+    pub(crate) const fn disk_cache(&self) -> Option<&Arc<DiskCache>> {
+        self.disk.as_ref()
+    }
+
     pub(crate) const fn client(&self) -> &HttpClient {
         &self.client
     }
 
     /// Where immutable objects are kept, if anywhere.
-    pub(crate) const fn objects(&self) -> Option<&Arc<ObjectCache>> {
-        self.objects.as_ref()
+    pub(crate) fn objects(&self) -> Option<&Arc<ObjectCache>> {
+        self.kept.as_ref().map(|kept| &kept.objects)
+    }
+
+    /// Where links are kept as they were last read, if anywhere.
+    pub(crate) fn links(&self) -> Option<&Arc<Files>> {
+        self.kept.as_ref().map(|kept| &kept.links)
+    }
+
+    /// Whether no request is to be sent.
+    pub(crate) const fn is_offline(&self) -> bool {
+        self.is_offline
+    }
+
+    /// Starts to bring into memory what was read first of a version the last time.
+    pub(crate) fn ahead(&self, manifest: Digest) -> Option<Ahead> {
+        let (disk, kept) = (self.disk.as_ref()?, self.kept.as_ref()?);
+        let (disk, memory, files) = (Arc::clone(disk), Arc::clone(&self.memory), Arc::clone(&kept.touched));
+        Some(Ahead::bring(disk, memory, files, manifest, self.memory_bytes / ORDER_AHEAD_PARTS))
+    }
+
+    /// Takes note of what is read first of a version this time.
+    pub(crate) fn touched(&self, manifest: Digest) -> Option<Arc<Touched>> {
+        let (disk, kept) = (self.disk.as_ref()?, self.kept.as_ref()?);
+        Some(Arc::new(Touched::new(Arc::clone(disk), Arc::clone(&kept.touched), manifest)))
     }
 
     /// Bytes that the memory tier may hold.

@@ -12,6 +12,8 @@ mod upkeep;
 mod uses;
 mod writer;
 
+use std::fs::File;
+use std::io::{Read, Write};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -27,8 +29,9 @@ use self::segment::{Contents, Segment};
 use self::state::{Located, State};
 use self::uses::Uses;
 use self::writer::{Job, Writer};
+use super::pins;
 use crate::Error;
-use crate::limits::DISK_QUEUE_BYTES_MAX;
+use crate::limits::{DISK_QUEUE_BYTES_MAX, SEGMENT_BYTES_MAX, segment_bytes_max};
 use crate::origin::open_frame;
 
 pub use self::tier::DiskTier;
@@ -36,19 +39,27 @@ pub use self::upkeep::{DiskUsage, DiskVerified};
 
 pub(crate) use self::segment::Record;
 
+/// Bytes that a record takes beside its frame.
+pub(crate) const RECORD_OVERHEAD_BYTES: u64 = segment::HEAD_BYTES + index::ENTRY_BYTES;
+
+const LOCK_FILE: &str = "lock";
+/// Bytes of what its holder writes into it.
+const HOLDER_BYTES_MAX: u64 = 32;
+
 /// Frames in a directory that this process alone uses; shared by all packages of a store.
 #[derive(Debug)]
 pub struct DiskCache {
     shared: Arc<Shared>,
     queue: Mutex<Option<mpsc::Sender<Job>>>,
     writer: Mutex<Option<std::thread::JoinHandle<()>>>,
-    _lock: std::fs::File,
+    _lock: File,
 }
 
 #[derive(Debug)]
 struct Shared {
     dir: PathBuf,
     max_bytes: u64,
+    segment_bytes_max: u64,
     state: Mutex<State>,
     off: Off,
     /// Bytes of frames that wait to be written.
@@ -62,22 +73,36 @@ impl DiskCache {
     /// # Errors
     /// [`Error::Cache`] when the directory cannot be used or another process uses it.
     pub fn open(dir: &Path, max_bytes: u64) -> Result<Self, Error> {
-        let cannot = |reason: String| Error::Cache { dir: dir.display().to_string(), reason };
-        let io = |error: std::io::Error| cannot(error.to_string());
         // What is fetched is no business of other users.
-        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(io)?;
-        let lock =
-            std::fs::File::options().create(true).truncate(false).write(true).open(dir.join("lock")).map_err(io)?;
-        flock(&lock, FlockOperation::NonBlockingLockExclusive)
-            .map_err(|_| cannot("another process uses it; give this one a --cache-dir of its own".to_owned()))?;
+        let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir);
+        made.map_err(|error| cannot(dir, &error))?;
+        Self::open_with(dir, max_bytes, segment_bytes_max(max_bytes))
+    }
+
+    /// Opens a cache that is there, to look after it; nothing is evicted before somebody says so.
+    ///
+    /// # Errors
+    /// [`Error::Cache`] when there is none, when it cannot be used or another process uses it.
+    pub fn open_as_it_is(dir: &Path) -> Result<Self, Error> {
+        if !dir.join(LOCK_FILE).exists() {
+            return Err(cannot(dir, &"there is no cache in it"));
+        }
+        Self::open_with(dir, u64::MAX, SEGMENT_BYTES_MAX)
+    }
+
+    fn open_with(dir: &Path, max_bytes: u64, segment_bytes_max: u64) -> Result<Self, Error> {
+        let io = |error: std::io::Error| cannot(dir, &error);
+        let lock = lock(dir)?;
         let listing = segment::list(dir).map_err(io)?;
         let shared = Arc::new(Shared {
             dir: dir.to_owned(),
             max_bytes,
+            segment_bytes_max,
             state: Mutex::default(),
             off: Off::new(),
             queued_bytes: AtomicU64::new(0),
         });
+        shared.pin_all();
         let newest = shared.adopt(listing.segments);
         let mut writer = Writer::new(Arc::clone(&shared), newest, listing.highest);
         // It may have been larger the last time.
@@ -151,6 +176,11 @@ impl DiskCache {
         wait.recv().ok()
     }
 
+    /// Has the writer do something some time; nobody waits for it.
+    pub(crate) fn later(&self, work: impl FnOnce() + Send + 'static) {
+        self.ask(Job::Do(Box::new(|_| work())));
+    }
+
     fn ask(&self, job: Job) {
         if let Some(queue) = &*self.queue.lock().unwrap_or_else(PoisonError::into_inner) {
             let _ = queue.send(job);
@@ -164,6 +194,29 @@ impl DiskCache {
             let _ = writer.join();
         }
     }
+}
+
+fn cannot(dir: &Path, reason: &impl ToString) -> Error {
+    Error::Cache { dir: dir.display().to_string(), reason: reason.to_string() }
+}
+
+/// Becomes the directory's only user, and writes into the lock who that is.
+fn lock(dir: &Path) -> Result<File, Error> {
+    let opened = File::options().create(true).truncate(false).read(true).write(true).open(dir.join(LOCK_FILE));
+    let mut lock = opened.map_err(|error| cannot(dir, &error))?;
+    if flock(&lock, FlockOperation::NonBlockingLockExclusive).is_err() {
+        let mut holder = String::new();
+        // Only to be shown.
+        let _ = Read::by_ref(&mut lock).take(HOLDER_BYTES_MAX).read_to_string(&mut holder);
+        let holder = match holder.trim().parse::<u32>() {
+            Ok(process) => format!("process {process}"),
+            Err(_) => "another process".to_owned(),
+        };
+        let reason = format!("{holder} uses it; end that first, or give this one a --cache-dir of its own");
+        return Err(cannot(dir, &reason));
+    }
+    let _ = lock.set_len(0).and_then(|()| writeln!(lock, "{}", std::process::id()));
+    Ok(lock)
 }
 
 impl Drop for DiskCache {
@@ -209,6 +262,16 @@ impl Shared {
         }
         let (number, contents) = newest?;
         Some((state.segment(number)?, contents))
+    }
+
+    /// Pins what the pins of the directory say, and nothing else.
+    fn pin_all(&self) {
+        let pins = pins::load(&self.dir);
+        let mut state = self.lock();
+        state.unpin_all();
+        for pinned in pins {
+            state.pin(pinned.frames.into_iter().chain(pinned.pin.objects));
+        }
     }
 
     /// The plain and the stored bytes of a frame that was read.

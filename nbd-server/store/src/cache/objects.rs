@@ -4,12 +4,14 @@
 use std::fs::FileTimes;
 use std::io::{Read, Write};
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use bytes::Bytes;
 use tempfile::NamedTempFile;
 use vmnetx_format::Digest;
 
+use super::DiskCache;
 use crate::file::open_regular;
 use crate::limits::{OBJECTS_BYTES_MAX, OBJECTS_MAX};
 
@@ -17,6 +19,8 @@ use crate::limits::{OBJECTS_BYTES_MAX, OBJECTS_MAX};
 #[derive(Debug)]
 pub(crate) struct ObjectCache {
     dir: PathBuf,
+    /// Knows which objects are pinned.
+    disk: Arc<DiskCache>,
 }
 
 /// A file of the directory.
@@ -28,8 +32,8 @@ struct Kept {
 
 impl ObjectCache {
     /// Keeps objects in the directory `dir`, which is made when there is one to keep.
-    pub(crate) const fn new(dir: PathBuf) -> Self {
-        Self { dir }
+    pub(crate) const fn new(dir: PathBuf, disk: Arc<DiskCache>) -> Self {
+        Self { dir, disk }
     }
 
     /// The object, if it is here. One that does not have its digest is removed. Reads the disk: not for async code.
@@ -81,12 +85,15 @@ impl ObjectCache {
         Ok(())
     }
 
+    /// The objects that may be removed.
     fn list(&self) -> std::io::Result<Vec<Kept>> {
         let mut kept = Vec::new();
         for entry in std::fs::read_dir(&self.dir)? {
             let entry = entry?;
             let metadata = entry.metadata()?;
-            if metadata.is_file() {
+            let digest = entry.file_name().to_str().and_then(|name| name.parse().ok());
+            let is_pinned = digest.is_some_and(|digest| self.disk.is_pinned(&digest));
+            if metadata.is_file() && !is_pinned {
                 kept.push(Kept { path: entry.path(), bytes: metadata.len(), used: metadata.accessed()? });
             }
         }
@@ -106,7 +113,7 @@ mod tests {
     use super::*;
 
     fn cache(dir: &Path) -> ObjectCache {
-        ObjectCache::new(dir.join("objects"))
+        ObjectCache::new(dir.join("objects"), Arc::new(DiskCache::open(dir, 1 << 20).unwrap()))
     }
 
     #[test]

@@ -272,7 +272,7 @@ fn holder(lock: &mut File) -> String {
 }
 
 /// Whether the file at `path` is there with just the bytes that `digest` names.
-fn is_good(path: &Path, digest: &Digest) -> bool {
+pub(super) fn is_good(path: &Path, digest: &Digest) -> bool {
     let Ok(mut file) = File::open(path) else { return false };
     let mut hasher = Hasher::new();
     let mut piece = vec![0; 1 << 20];

@@ -106,6 +106,19 @@ impl Index {
         self.0.enter(number, &pair)
     }
 
+    /// The frames of a leaf: the nodes that lead to it, and its chunks; none of a hole.
+    pub(super) async fn frames(&self, number: u32, why: Why) -> Result<Vec<Wanted>, Error> {
+        let inner = &self.0;
+        let Some(below_root) = inner.root_child(number) else { return Ok(Vec::new()) };
+        let mut frames = wanted(&below_root).to_vec();
+        if inner.geometry.has_inner() {
+            let Some(child) = inner.leaf_child(number, why).await? else { return Ok(frames) };
+            frames.extend(wanted(&child));
+        }
+        frames.extend(self.leaf(number, why).await?.chunks().iter().map(super::want));
+        Ok(frames)
+    }
+
     /// The leaf, if it is to be had without the origin: it is decoded, is a hole, or `is_here` says of each node on the way
     /// to it that a tier of this host has it.
     pub(super) async fn leaf_here(&self, number: u32, is_here: impl Fn(&Digest) -> bool + Send) -> Option<Arc<Leaf>> {

@@ -16,7 +16,8 @@ use vmnetx_format::{BLOCK_BYTES, Geometry, LeafChunk, Roots};
 use self::index::{Index, Leaf};
 use self::read_ahead::ReadAhead;
 pub use self::residency::Residency;
-use crate::cache::{DiskCache, MemoryCache, SingleFlight};
+use crate::cache::{DiskCache, MemoryCache, SingleFlight, Touched};
+use crate::limits::DISK_INLINE_BYTES_MAX;
 use crate::order::{Plan, Recorder};
 use crate::origin::Mirrors;
 use crate::tier::{Arrivals, Tier, Wanted, Why};
@@ -43,6 +44,8 @@ struct Watch {
     recorder: OnceLock<(Arc<Recorder>, usize)>,
     /// Counts which frames of an order are read, once there is one.
     plan: Arc<OnceLock<Plan>>,
+    /// Takes note of what is read first.
+    touched: OnceLock<Arc<Touched>>,
 }
 
 /// A part of what was read.
@@ -119,12 +122,18 @@ impl Image {
         let outermost: Arc<dyn Tier> = Arc::<SingleFlight>::clone(&tiers.flights);
         let index = Index::new(name.clone(), geometry, roots, outermost, Arc::clone(&counters));
         let read_ahead = Mutex::default();
-        Self { name, index, tiers, counters, read_ahead, watch: Watch { recorder: OnceLock::new(), plan } }
+        let watch = Watch { recorder: OnceLock::new(), plan, touched: OnceLock::new() };
+        Self { name, index, tiers, counters, read_ahead, watch }
     }
 
     /// Has `recorder` take note of all reads from now on, as reads of the image of this number. The first one stays.
     pub(crate) fn record(&self, recorder: &Arc<Recorder>, number: usize) {
         self.watch.recorder.get_or_init(|| (Arc::clone(recorder), number));
+    }
+
+    /// Has `touched` take note of what is read first from now on.
+    pub(crate) fn note_touches(&self, touched: &Arc<Touched>) {
+        self.watch.touched.get_or_init(|| Arc::clone(touched));
     }
 
     /// The image's name in its package.
@@ -248,6 +257,16 @@ impl Image {
         Ok(out)
     }
 
+    /// Leaves of its index, holes included.
+    pub(crate) fn leaves(&self) -> u32 {
+        self.index.geometry().leaves()
+    }
+
+    /// What the origin stores for a leaf: the nodes that lead to it, and its chunks.
+    pub(crate) async fn frames(&self, leaf: u32, why: Why) -> Result<Vec<Wanted>, Error> {
+        self.index.frames(leaf, why).await
+    }
+
     fn check(&self, offset: u64, length: u64) -> Result<(), Error> {
         let size_bytes = self.size_bytes();
         match offset.checked_add(length) {
@@ -271,10 +290,13 @@ impl Image {
                             self.counters.hits(1);
                             Part::Here(plain, touch)
                         }
-                        None => {
-                            wanted.push(want(touch.chunk));
-                            Part::Waiting(wanted.len() - 1, touch)
-                        }
+                        None => match self.disk_now(touch.chunk) {
+                            Some(plain) => Part::Here(plain, touch),
+                            None => {
+                                wanted.push(want(touch.chunk));
+                                Part::Waiting(wanted.len() - 1, touch)
+                            }
+                        },
                     }
                 }
             });
@@ -310,6 +332,15 @@ impl Image {
             out.push(touch.cut(&plain).ok_or_else(|| self.index.wrong_length())?);
         }
         Ok(())
+    }
+
+    /// A chunk of the disk tier, if that needs no waiting: going through the tiers would take longer than decompressing it.
+    fn disk_now(&self, chunk: &LeafChunk) -> Option<Bytes> {
+        let disk = self.tiers.disk.as_ref().filter(|_| chunk.plain_len() <= DISK_INLINE_BYTES_MAX)?;
+        let plain = disk.read_now(&chunk.digest)?;
+        self.tiers.memory.insert(chunk.digest, plain.clone());
+        self.counters.disk_hit();
+        Some(plain)
     }
 
     fn follow(&self, at: u64, stop: u64, missed: bool) -> Range<u64> {
@@ -383,6 +414,9 @@ impl Watch {
     fn chunk(&self, chunk: &LeafChunk) {
         if let Some(plan) = self.plan.get() {
             plan.read(&chunk.digest);
+        }
+        if let Some(touched) = self.touched.get() {
+            touched.note(&chunk.digest, chunk.plain_len());
         }
     }
 }

@@ -10,6 +10,7 @@ mod mirrors;
 mod model;
 mod order;
 mod origin;
+mod pull;
 mod residency;
 mod warm;
 

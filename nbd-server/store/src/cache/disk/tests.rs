@@ -125,7 +125,7 @@ fn verifying_drops_what_is_damaged_for_good() {
     assert_eq!(cache.verify(|_| ()).damaged, 0);
     for number in [3, 30, 59] {
         let located = cache.shared.lock().find(&digest(number), false).unwrap();
-        let file = std::fs::File::options().write(true).open(located.segment.path()).unwrap();
+        let file = File::options().write(true).open(located.segment.path()).unwrap();
         std::os::unix::fs::FileExt::write_all_at(&file, b"damage", u64::from(located.entry.offset) + 9).unwrap();
     }
     let verified = cache.verify(|_| ());
@@ -166,7 +166,7 @@ fn tear(dir: &Path, torn_bytes: u64) {
     let files = std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path());
     let newest = files.filter(|path| path.extension().is_some_and(|is| is == "segment")).max();
     if let Some(newest) = newest {
-        let file = std::fs::File::options().write(true).open(newest).unwrap();
+        let file = File::options().write(true).open(newest).unwrap();
         file.set_len(file.metadata().unwrap().len().saturating_sub(torn_bytes)).unwrap();
     }
 }

@@ -1,5 +1,7 @@
 //! What is done with a cache beside reading and filling it: looking how full it is, verifying, emptying.
 
+use std::sync::Arc;
+
 use serde::Serialize;
 use vmnetx_format::Digest;
 
@@ -7,6 +9,8 @@ use super::index::Entry;
 use super::segment::{Record, Segment};
 use super::{DiskCache, Job};
 use crate::Error;
+use crate::cache::{Pin, Pinned, pins};
+use crate::limits::PINNED_QUARTERS_MAX;
 
 /// How full a cache is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -110,7 +114,53 @@ impl DiskCache {
         self.with_writer(super::Writer::sync).unwrap_or(Ok(())).map_err(|error| self.error(&error))
     }
 
-    pub(super) fn error(&self, reason: &impl ToString) -> Error {
-        Error::Cache { dir: self.shared.dir.display().to_string(), reason: reason.to_string() }
+    /// The versions that are pinned. Reads the disk: not for async code.
+    #[must_use]
+    pub fn pins(&self) -> Vec<Pin> {
+        pins::load(&self.shared.dir).into_iter().map(|pinned| pinned.pin).collect()
+    }
+
+    /// Pins no longer the version of this manifest; says whether it was pinned. Not for async code.
+    ///
+    /// # Errors
+    /// [`Error::Cache`] when the pin cannot be removed.
+    pub fn unpin(&self, manifest: &Digest) -> Result<bool, Error> {
+        let removed = pins::remove(&self.shared.dir, manifest).map_err(|error| self.error(&error))?;
+        self.shared.pin_all();
+        Ok(removed)
+    }
+
+    /// Bytes that pins may keep together.
+    pub(crate) fn pinned_bytes_max(&self) -> u64 {
+        self.shared.max_bytes / 4 * PINNED_QUARTERS_MAX
+    }
+
+    /// Keeps frames from being evicted until [`Self::release`], whether they are here or not.
+    pub(crate) fn hold(&self, digests: impl IntoIterator<Item = Digest>) {
+        self.shared.lock().pin(digests);
+    }
+
+    /// Pins some time soon what the pins say and nothing else.
+    pub(crate) fn release(&self) {
+        // Not the cache itself: its writer would wait for its own end if it dropped it last.
+        let shared = Arc::clone(&self.shared);
+        self.later(move || shared.pin_all());
+    }
+
+    pub(crate) fn is_pinned(&self, digest: &Digest) -> bool {
+        self.shared.lock().is_pinned(digest)
+    }
+
+    /// Pins a version, all of which is here and on the disk itself. Not for async code.
+    ///
+    /// # Errors
+    /// [`Error::Cache`] when the pin cannot be written.
+    pub(crate) fn pin(&self, pinned: &Pinned) -> Result<(), Error> {
+        pinned.write(&self.shared.dir).map_err(|error| self.error(&error))
+    }
+
+    /// The directory cannot be used for this reason.
+    pub(crate) fn error(&self, reason: &impl ToString) -> Error {
+        super::cannot(&self.shared.dir, reason)
     }
 }

@@ -8,7 +8,7 @@ use super::Shared;
 use super::index::{ENTRY_BYTES, Entry, TRAILER_BYTES};
 use super::segment::{Contents, Record, Segment};
 use super::uses;
-use crate::limits::{EVICT_MOVED_PARTS, SEGMENT_INDEX_BYTES_MAX, SEGMENTS_MIN, segment_bytes_max};
+use crate::limits::{EVICT_MOVED_PARTS, SEGMENT_INDEX_BYTES_MAX, SEGMENTS_MIN};
 
 /// What the writer is asked to do.
 pub(super) enum Job {
@@ -37,7 +37,7 @@ impl Writer {
     pub(super) fn new(shared: Arc<Shared>, newest: Option<(Arc<Segment>, Contents)>, highest: Option<u32>) -> Self {
         let tail = newest.map(|(segment, contents)| Tail { segment, contents });
         let next_number = highest.map_or(Some(0), |number| number.checked_add(1));
-        let segment_bytes_max = segment_bytes_max(shared.max_bytes);
+        let segment_bytes_max = shared.segment_bytes_max;
         Self { shared, tail, next_number, segment_bytes_max }
     }
 
