@@ -134,11 +134,11 @@ impl Drop for Serving {
     }
 }
 
-/// Twenty times killed with SIGKILL, while it writes and evicts: the cache has an eighth of the image.
+/// Twelve times killed with SIGKILL, while it writes and evicts: the cache has an eighth of the image.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_server_that_is_killed_leaves_a_good_cache() {
     let site = Site::new(6_000_000).await;
-    for round in 0..20_u64 {
+    for round in 0..12_u64 {
         // A small one that is always evicting and one that holds everything take turns.
         let serving = site.start(if round % 4 == 3 { "64M" } else { "1M" });
         let client = serving.client().await;
@@ -168,7 +168,7 @@ async fn a_server_that_is_killed_leaves_a_good_cache() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_cache_directory_that_is_damaged_at_random_is_used_as_far_as_it_goes() {
     let site = Site::new(3_000_000).await;
-    for round in 0..12_u64 {
+    for round in 0..8_u64 {
         let serving = site.start("8M");
         let client = serving.client().await;
         if round % 3 == 0 {

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::ops::Range;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -36,7 +36,10 @@ pub type Connector = HttpsConnector<HttpConnector>;
 /// The connections to web servers; cheap to clone, shared by all origins.
 #[derive(Debug, Clone)]
 pub struct HttpClient {
-    client: Client<Connector, Empty<Bytes>>,
+    plain: Client<HttpConnector, Empty<Bytes>>,
+    /// For https. The system's certificates are read when they are needed first, for that takes longer than everything else
+    /// that a start with a warm cache has to do.
+    secure: Arc<OnceLock<Client<Connector, Empty<Bytes>>>>,
     access: Arc<Access>,
     redirections: Arc<Mutex<HashMap<Url, Redirection>>>,
 }
@@ -69,12 +72,24 @@ impl HttpClient {
     /// # Errors
     /// As [`Self::new`].
     pub fn with(access: Access) -> Result<Self, Error> {
-        let client = Client::builder(TokioExecutor::new())
-            .pool_timer(TokioTimer::new())
-            .pool_idle_timeout(IDLE_CONNECTION)
-            .pool_max_idle_per_host(ORIGIN_REQUESTS_MAX)
-            .build(connector(None)?);
-        Ok(Self { client, access: Arc::new(access), redirections: Arc::default() })
+        let (plain, secure) = (pool().build(tcp_connector(None)), Arc::default());
+        Ok(Self { plain, secure, access: Arc::new(access), redirections: Arc::default() })
+    }
+
+    async fn request(&self, request: Request<Empty<Bytes>>) -> Result<Response<Incoming>, String> {
+        let responding = match request.uri().scheme_str() {
+            Some("http") => self.plain.request(request),
+            _ => self.secure().map_err(|error| error.to_string())?.request(request),
+        };
+        responding.await.map_err(|error| describe(&error))
+    }
+
+    fn secure(&self) -> Result<&Client<Connector, Empty<Bytes>>, Error> {
+        if let Some(secure) = self.secure.get() {
+            return Ok(secure);
+        }
+        let secure = pool().build(connector(None)?);
+        Ok(self.secure.get_or_init(|| secure))
     }
 
     /// Sends a GET and follows redirections, from where they led lately; `range` as in the HTTP header, its end not included.
@@ -132,9 +147,9 @@ impl HttpClient {
         let request = request.body(Empty::new()).map_err(|error| Error::network(&object, error))?;
         // The connector has its own, shorter limit; this one also covers what comes after it.
         let limit = CONNECT_TIMEOUT + RESPONSE_TIMEOUT;
-        match timeout(limit, self.client.request(request)).await {
+        match timeout(limit, self.request(request)).await {
             Ok(Ok(response)) => Ok(response),
-            Ok(Err(error)) => Err(Error::network(&object, describe(&error))),
+            Ok(Err(reason)) => Err(Error::network(&object, reason)),
             Err(_) => Err(Error::network(&object, format_args!("no answer within {} s", limit.as_secs()))),
         }
     }
@@ -220,6 +235,20 @@ impl HttpClient {
 /// # Errors
 /// [`Error::Network`] when the system's trusted certificates cannot be used.
 pub fn connector(send_buffer_bytes: Option<usize>) -> Result<Connector, Error> {
+    let tls = HttpsConnectorBuilder::new()
+        .try_with_platform_verifier()
+        .map_err(|error| Error::network("the system's trusted certificates", error))?;
+    Ok(tls.https_or_http().enable_http1().wrap_connector(tcp_connector(send_buffer_bytes)))
+}
+
+/// How connections are kept for the next request.
+fn pool() -> hyper_util::client::legacy::Builder {
+    let mut pool = Client::builder(TokioExecutor::new());
+    pool.pool_timer(TokioTimer::new()).pool_idle_timeout(IDLE_CONNECTION).pool_max_idle_per_host(ORIGIN_REQUESTS_MAX);
+    pool
+}
+
+fn tcp_connector(send_buffer_bytes: Option<usize>) -> HttpConnector {
     let mut http = HttpConnector::new();
     http.set_connect_timeout(Some(CONNECT_TIMEOUT));
     http.set_nodelay(true);
@@ -230,10 +259,7 @@ pub fn connector(send_buffer_bytes: Option<usize>) -> Result<Connector, Error> {
     http.set_keepalive_retries(Some(KEEPALIVE_RETRIES));
     http.set_tcp_user_timeout(Some(RESPONSE_TIMEOUT));
     http.enforce_http(false);
-    let tls = HttpsConnectorBuilder::new()
-        .try_with_platform_verifier()
-        .map_err(|error| Error::network("the system's trusted certificates", error))?;
-    Ok(tls.https_or_http().enable_http1().wrap_connector(http))
+    http
 }
 
 impl HttpOrigin {
