@@ -15,6 +15,8 @@ pub(super) const ENTRY_BYTES: u64 = 44;
 /// Bytes of the end of an index: magic, number of entries, sixteen bytes of the BLAKE3 of the entries and these.
 pub(super) const TRAILER_BYTES: u64 = 24;
 const MAGIC: [u8; 4] = *b"VXI0";
+/// Bytes at a segment's end that are read at once: the index of a segment of chunks of usual lengths is no longer.
+const GUESSED_BYTES: u64 = 192 << 10;
 const TRAILER_CHECKED_BYTES: usize = 8;
 
 /// Where a record's frame is in its segment.
@@ -54,17 +56,26 @@ pub(super) fn read(file: &File, len: u64) -> io::Result<Option<(Vec<Entry>, u32)
     if !(TRAILER_BYTES..=SEGMENT_FILE_BYTES_MAX).contains(&len) {
         return Ok(None);
     }
-    let mut trailer = [0; TRAILER_BYTES as usize];
-    file.read_exact_at(&mut trailer, len - TRAILER_BYTES)?;
-    let (magic, count) = trailer[..TRAILER_CHECKED_BYTES].split_at(MAGIC.len());
-    let Some(&count) = count.first_chunk().filter(|_| magic == MAGIC) else { return Ok(None) };
-    let bytes = u64::from(u32::from_le_bytes(count)) * ENTRY_BYTES + TRAILER_BYTES;
+    // On a disk that has to seek, one read is worth some bytes too many.
+    let guessed = len.min(GUESSED_BYTES);
+    let mut tail = vec![0; guessed as usize];
+    file.read_exact_at(&mut tail, len - guessed)?;
+    let trailer = tail.last_chunk::<{ TRAILER_BYTES as usize }>();
+    let Some((magic, rest)) = trailer.map(|trailer| trailer.split_at(MAGIC.len())) else { return Ok(None) };
+    let Some(count) = rest.first_chunk().filter(|_| magic == MAGIC) else { return Ok(None) };
+    let bytes = u64::from(u32::from_le_bytes(*count)) * ENTRY_BYTES + TRAILER_BYTES;
     let Some(end) = len.checked_sub(bytes).filter(|_| bytes <= SEGMENT_INDEX_BYTES_MAX) else { return Ok(None) };
-    let mut bytes = vec![0; bytes as usize];
-    file.read_exact_at(&mut bytes, end)?;
+    let index = match tail.len().checked_sub(bytes as usize) {
+        Some(before) => tail.split_off(before),
+        None => {
+            let mut index = vec![0; bytes as usize];
+            file.read_exact_at(&mut index, end)?;
+            index
+        }
+    };
     // Within the length, which has 32 bits.
     let end = end as u32;
-    Ok(decode(&bytes, end).map(|entries| (entries, end)))
+    Ok(decode(&index, end).map(|entries| (entries, end)))
 }
 
 fn decode(bytes: &[u8], end: u32) -> Option<Vec<Entry>> {
@@ -113,7 +124,7 @@ mod tests {
 
     #[test]
     fn an_index_says_what_was_written() {
-        for count in [0, 1, 1000] {
+        for count in [0, 1, 1000, 6000] {
             let entries = entries(count);
             let end = count * 152;
             let (file, len) = written(&[vec![7; end as usize], encode(&entries)].concat());
