@@ -85,3 +85,29 @@ fn serve_s3(folder: &Path, words: &[&str]) -> (Ended, String) {
     wait_until("s3s-fs listens", || TcpStream::connect(("127.0.0.1", port)).is_ok());
     (server, format!("http://127.0.0.1:{port}"))
 }
+
+/// What `pull --to` has made is a repository for readers and for publishers alike, and is pulled from again without its
+/// origin.
+#[test]
+fn a_pulled_repository_is_served_as_it_lies() {
+    let published = disk(2048);
+    let mut site = Site::publish(&published);
+    let copy = site.path("copy");
+    let copied = said(vmnetx(&["nbd", "pull", &site.link(), "--to"]).arg(&copy));
+    assert!(copied.contains("can be served as it is"), "{copied}");
+    said(vmnetx(&["pack", "verify"]).arg(&copy));
+    // In the place of the repository, behind the same nginx, and pulled into a cache directory from there.
+    fs::rename(site.path("repository"), site.path("original")).unwrap();
+    fs::rename(&copy, site.path("repository")).unwrap();
+    let cache = site.path("cache");
+    let pulled = said(vmnetx(&["nbd", "pull", &site.link(), "--cache-dir"]).arg(&cache));
+    assert!(pulled.ends_with("complete: safe to disconnect\n"), "{pulled}");
+    site.stop_nginx();
+    let socket = site.path("nbd");
+    let words = ["--offline", "--cache-dir", cache.to_str().unwrap(), "--socket", socket.to_str().unwrap()];
+    let served = Served::start(&site.link(), &words);
+    let out = site.path("out.img");
+    said(tool("nbdcopy", &[&format!("nbd+unix:///?socket={}", socket.display())]).arg(&out));
+    assert!(fs::read(out).unwrap() == published);
+    served.stop();
+}
