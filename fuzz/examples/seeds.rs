@@ -229,7 +229,7 @@ fn frames(put: &impl Fn(&str, &str, &[u8]) -> Result) -> Result {
     let mut compressor = Compressor::new(3)?;
     let mut builder = PackBuilder::new();
     let mut pack = PackBuilder::HEADER.to_vec();
-    let mut segment = vec![0];
+    let (mut segment, mut index) = (vec![0], Vec::new());
     for (kind, plain) in
         [(Kind::Chunk, &text[..4096]), (Kind::Content, b"cl\0"), (Kind::Layout, b"ll\0\0"), (Kind::Copy, b"copy")]
     {
@@ -243,6 +243,11 @@ fn frames(put: &impl Fn(&str, &str, &[u8]) -> Result) -> Result {
         segment.extend(length);
         segment.extend(Digest::of(plain).as_bytes());
         segment.extend([0; 8]);
+        index.extend(Digest::of(plain).as_bytes());
+        // Behind the byte that chooses.
+        index.extend((segment.len() as u32 - 1).to_le_bytes());
+        index.extend((stored.len() as u32).to_le_bytes());
+        index.extend(length);
         segment.extend(stored);
     }
     let frames = pack.len() as u64;
@@ -256,7 +261,10 @@ fn frames(put: &impl Fn(&str, &str, &[u8]) -> Result) -> Result {
     put("catalogue", "plain", &[&plain_pack_len.to_le_bytes()[..], &plain].concat())?;
     // A bomb: 4 MiB of zeros that claim to be 4 KiB.
     put("frame", "bomb", &[&4096_u32.to_le_bytes()[..], &compressor.encode(&vec![0; 4 << 20])?].concat())?;
-    put("disk_tier", "segment", &segment)
+    put("disk_tier", "segment", &segment)?;
+    // With an index of all records.
+    segment[0] = 2 | (index.len() / 44 << 2) as u8;
+    put("disk_tier", "sealed", &[segment, index].concat())
 }
 
 fn requests() -> Vec<u8> {

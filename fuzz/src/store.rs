@@ -12,6 +12,9 @@ use crate::qmp::Qmp;
 /// Bytes of the head of a record in a segment; the last eight are its checksum.
 const HEAD_BYTES: usize = 52;
 const HEAD_CHECKED_BYTES: usize = 44;
+/// Bytes of a record in the index at a segment's end, and of the end of that.
+const ENTRY_BYTES: usize = 44;
+const TRAILER_BYTES: usize = 24;
 
 /// A LINK as a user gives it.
 pub fn location(data: &[u8]) {
@@ -33,7 +36,8 @@ pub fn location(data: &[u8]) {
     }
 }
 
-/// A segment of the disk tier, whose heads are given the checksum that they should have where the bytes say so.
+/// A segment of the disk tier, whose heads are given the checksum that they should have where the bytes say so; and an index
+/// of so many entries as they say.
 pub fn disk_tier(data: &[u8]) {
     let Some((&choice, records)) = data.split_first() else { return };
     let mut segment = records.to_vec();
@@ -47,16 +51,27 @@ pub fn disk_tier(data: &[u8]) {
             at += 1;
         }
     }
+    if choice & 2 != 0 {
+        let count = usize::from(choice >> 2) % 16;
+        let entries = segment.len().saturating_sub(count * ENTRY_BYTES);
+        segment.extend(b"VXI0");
+        segment.extend((count as u32).to_le_bytes());
+        let check = Digest::of(&segment[entries..]);
+        segment.extend(&check.as_bytes()[..16]);
+    }
     let dir = tempfile::tempdir_in("/dev/shm").unwrap();
-    let path = dir.path().join(format!("{:012}.segment", choice >> 1));
+    let path = dir.path().join(format!("{:012}.segment", choice >> 6));
     std::fs::write(&path, &segment).unwrap();
     let max_bytes = 1 << 20;
     let cache = DiskCache::open(dir.path(), max_bytes).unwrap();
-    assert!(cache.bytes() <= segment.len() as u64);
-    // A torn record was cut off, so nothing is cut off the second time.
-    let bytes = cache.bytes();
+    // Each record has a head, which is longer than its entry in the index.
+    assert!(cache.bytes() <= 2 * segment.len() as u64 + TRAILER_BYTES as u64);
+    let verified = cache.verify(|_| ());
+    assert_eq!(cache.usage().records, verified.records - verified.damaged);
+    // A torn record was cut off and damaged ones were dropped, so nothing is lost the second time.
+    let usage = cache.usage();
     drop(cache);
-    assert_eq!(DiskCache::open(dir.path(), max_bytes).unwrap().bytes(), bytes);
+    assert_eq!(DiskCache::open(dir.path(), max_bytes).unwrap().usage().records, usage.records);
 }
 
 /// Reads a monitor's greeting, answers and events.

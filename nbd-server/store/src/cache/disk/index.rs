@@ -84,7 +84,15 @@ fn decode(bytes: &[u8], end: u32) -> Option<Vec<Entry>> {
     if !Digest::of(checked).as_bytes().starts_with(check) {
         return None;
     }
-    checked[..body].chunks_exact(ENTRY_BYTES as usize).map(|entry| parse(entry, end)).collect()
+    let mut entries = Vec::with_capacity(body / ENTRY_BYTES as usize);
+    let mut before = 0;
+    for entry in checked[..body].chunks_exact(ENTRY_BYTES as usize) {
+        // One after the other, so that they have no more bytes than their file.
+        let entry = parse(entry, end).filter(|entry| u64::from(entry.offset) >= before + HEAD_BYTES)?;
+        before = u64::from(entry.offset) + u64::from(entry.stored_len);
+        entries.push(entry);
+    }
+    Some(entries)
 }
 
 fn parse(entry: &[u8], end: u32) -> Option<Entry> {
@@ -93,7 +101,7 @@ fn parse(entry: &[u8], end: u32) -> Option<Entry> {
     let (stored_len, rest) = rest.split_first_chunk::<4>()?;
     let plain_len = rest.first_chunk::<4>()?;
     let [offset, stored_len, plain_len] = [offset, stored_len, plain_len].map(|number| u32::from_le_bytes(*number));
-    let inside = u64::from(offset) >= HEAD_BYTES && u64::from(offset) + u64::from(stored_len) <= u64::from(end);
+    let inside = u64::from(offset) + u64::from(stored_len) <= u64::from(end);
     let sane = inside && stored_len <= plain_len && plain_len <= FRAME_PLAIN_BYTES_MAX;
     sane.then(|| Entry { digest: Digest::from_bytes(*digest), offset, stored_len, plain_len })
 }
@@ -154,6 +162,7 @@ mod tests {
             let (file, len) = written(&bytes);
             if let Some((entries, end)) = read(&file, len).unwrap() {
                 prop_assert!(entries.iter().all(|entry| entry.offset + entry.stored_len <= end));
+                prop_assert!(entries.is_sorted_by(|a, b| a.offset + a.stored_len < b.offset));
             }
         }
     }

@@ -59,9 +59,10 @@ impl DiskCache {
             let Ok(contents) = segment.contents() else { continue };
             let damaged_before = verified.damaged;
             for entry in contents.entries {
+                let Some(is_whole) = self.is_whole(&segment, &entry) else { continue };
                 verified.records += 1;
                 verified.bytes += u64::from(entry.stored_len);
-                verified.damaged += u64::from(!self.is_whole(&segment, &entry));
+                verified.damaged += u64::from(!is_whole);
                 advance(u64::from(entry.stored_len));
             }
             if verified.damaged > damaged_before {
@@ -74,19 +75,14 @@ impl DiskCache {
         verified
     }
 
-    /// Whether the frame of an entry is read as it was written, if it is still read at all.
-    fn is_whole(&self, segment: &Segment, entry: &Entry) -> bool {
-        let located = {
+    /// Whether the frame of an entry is read as it was written; nothing if it is read from elsewhere or not at all.
+    fn is_whole(&self, segment: &Segment, entry: &Entry) -> Option<bool> {
+        let found = {
             let mut state = self.shared.lock();
-            if !state.is_live(segment.number(), entry) {
-                return true;
-            }
-            state.find(&entry.digest, false)
+            state.is_live(segment.number(), entry).then(|| state.find(&entry.digest, false)).flatten()?
         };
-        located.is_none_or(|found| {
-            let stored = found.segment.read(found.entry.offset, found.entry.stored_len);
-            self.shared.opened(&found, stored).is_some()
-        })
+        let stored = found.segment.read(found.entry.offset, found.entry.stored_len);
+        Some(self.shared.opened(&found, stored).is_some())
     }
 
     /// Removes segments, oldest first, until no more than `max_bytes` are left or all that is left is pinned. Not for async
