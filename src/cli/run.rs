@@ -66,7 +66,8 @@ pub(super) struct Args {
     /// Bytes of chunks to keep in memory.
     #[arg(long, value_name = "SIZE", default_value = "512M", value_parser = parse_size_bytes)]
     memory_cache: u64,
-    /// Whether to fetch ahead, in the order that was recorded with the package, what the boot will read.
+    /// Whether to bring ahead what the boot will read: in the order that was recorded with the package, and as it was read
+    /// here the last time.
     #[arg(long, value_enum, default_value_t)]
     order: OrderArg,
     /// The QEMU to run; qemu-img is looked for beside it first.
@@ -76,7 +77,7 @@ pub(super) struct Args {
 
 #[derive(Debug, Clone, Copy, Default, ValueEnum)]
 enum OrderArg {
-    /// If the package has one.
+    /// As far as either is known.
     #[default]
     Auto,
     Off,

@@ -9,7 +9,7 @@ use indicatif::{HumanBytes, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::json;
 use tokio::time::{MissedTickBehavior, interval};
 use vmnetx_store::origin::AccessArgs;
-use vmnetx_store::size::parse_size_bytes;
+use vmnetx_store::size::{parse_rate_bytes_per_s, parse_size_bytes};
 use vmnetx_store::trust::TrustArgs;
 use vmnetx_store::{Location, Options, Package, Progress, Pulled, Store, interrupt};
 
@@ -37,13 +37,16 @@ pub(super) struct Args {
     #[command(flatten)]
     access: AccessArgs,
     /// Write a repository into DIR, which any web server can serve as it lies: the link with all versions that it names.
-    #[arg(long, value_name = "DIR", conflicts_with_all = ["cache_dir", "disk_cache", "offline"])]
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["cache_dir", "disk_cache", "offline", "rate"])]
     to: Option<PathBuf>,
     #[command(flatten)]
     cache: CacheArgs,
     /// Bytes of chunks to keep in the cache directory; three quarters of them may be kept for good.
     #[arg(long, value_name = "SIZE", default_value = "10G", value_parser = parse_size_bytes)]
     disk_cache: u64,
+    /// Bytes a second that may be fetched; without it, what the line gives.
+    #[arg(long, value_name = "SIZE", value_parser = parse_rate_bytes_per_s)]
+    rate: Option<u64>,
     /// Seconds for which a read is tried again when the origin fails.
     #[arg(long, value_name = "SECONDS", default_value_t = vmnetx_store::limits::RETRY_FOR.as_secs())]
     retry_for: u64,
@@ -71,10 +74,10 @@ async fn pull(args: Args) -> Result<(), Error> {
         memory_bytes: MEMORY_BYTES,
         disk,
         retry_for: Duration::from_secs(args.retry_for),
+        background_bytes_per_s: args.rate,
         trust: args.trust.trust(),
         access: args.access.access().map_err(vmnetx_store::Error::from)?,
         offline: args.offline,
-        ..Options::default()
     })?;
     let package = store.package(&args.link).await?;
     for notice in package.notices() {

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use vmnetx_store::origin::AccessArgs;
-use vmnetx_store::size::parse_size_bytes;
+use vmnetx_store::size::{parse_rate_bytes_per_s, parse_size_bytes};
 use vmnetx_store::trust::TrustArgs;
 use vmnetx_store::{Location, Options, Package, Recorder, Store, interrupt};
 
@@ -40,10 +40,14 @@ pub(super) struct Args {
     /// Bytes of chunks to keep in memory.
     #[arg(long, value_name = "SIZE", default_value = "512M", value_parser = parse_size_bytes)]
     memory_cache: u64,
+    /// Bytes a second that clients' prefetching (CACHE) may fetch; without it, what the line gives while no reader waits.
+    #[arg(long, value_name = "SIZE", value_parser = parse_rate_bytes_per_s)]
+    background_rate: Option<u64>,
     /// Seconds for which a read is tried again when the origin fails.
     #[arg(long, value_name = "SECONDS", default_value_t = vmnetx_store::limits::RETRY_FOR.as_secs())]
     retry_for: u64,
-    /// Whether to fetch ahead, in the order that was recorded with the package, what a boot will read.
+    /// Whether to bring ahead what a boot will read: in the order that was recorded with the package, and as it was read
+    /// here the last time.
     #[arg(long, value_enum, default_value_t)]
     order: OrderArg,
     /// Write to FILE, when the server ends, which blocks were read first and when: what `vmnetx-pack build --order` and
@@ -57,7 +61,7 @@ pub(super) struct Args {
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
 enum OrderArg {
-    /// If the package has one.
+    /// As far as either is known.
     #[default]
     Auto,
     Off,
@@ -90,10 +94,10 @@ pub(super) async fn run(args: Args) -> Result<(), Error> {
         memory_bytes: args.memory_cache,
         disk: args.cache_dir.map(|dir| (dir, args.disk_cache)),
         retry_for: Duration::from_secs(args.retry_for),
+        background_bytes_per_s: args.background_rate,
         trust: args.trust.trust(),
         access: args.access.access().map_err(vmnetx_store::Error::from)?,
         offline: args.offline,
-        ..Options::default()
     })?;
     let opening = async {
         match args.order {

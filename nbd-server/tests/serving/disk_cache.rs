@@ -301,3 +301,16 @@ async fn the_cache_is_looked_after_from_the_command_line() {
     let said = String::from_utf8_lossy(&busy.stderr).into_owned();
     assert!(said.contains(&format!("process {} uses it", serving.child.id())), "{said}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pull_keeps_to_the_rate_that_it_is_given() {
+    let site = Site::new(2 << 20).await;
+    let link = site.origin.location().to_string();
+    // More than a megabyte of it does not compress, in packs of a quarter; the last request is not waited for.
+    let start = std::time::Instant::now();
+    let pulled = site.output(&["pull", &link, "--rate", "512K"]).await;
+    assert!(pulled.status.success(), "{}", String::from_utf8_lossy(&pulled.stderr));
+    assert!(start.elapsed() >= Duration::from_millis(1200), "{:?}", start.elapsed());
+    let never = site.output(&["pull", &link, "--rate", "0"]).await;
+    assert_eq!(never.status.code(), Some(2));
+}
