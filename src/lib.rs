@@ -1,4 +1,5 @@
 //! Launches VMNetX packages.
 
 pub mod cli;
+pub mod server;
 pub mod vm;

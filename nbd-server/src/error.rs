@@ -3,7 +3,11 @@
 use std::io;
 use std::path::PathBuf;
 
+use vmnetx_format::RecordError;
 use vmnetx_store::failure::{Class, Told};
+
+use crate::control::api::{AttachmentId, Problem};
+use crate::limits::SOCKET_PATH_BYTES_MAX;
 
 /// Why a server, or a question to one, failed.
 #[derive(Debug, thiserror::Error)]
@@ -71,6 +75,62 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
+    /// The folder for private sockets cannot be used.
+    #[error("use the folder for private sockets {}", folder.display())]
+    Sockets {
+        /// The folder.
+        folder: PathBuf,
+        /// What the system says, or what is wrong with it.
+        #[source]
+        source: io::Error,
+    },
+    /// A path that Unix sockets cannot have.
+    #[error("socket path {} is not UTF-8 or has more than {SOCKET_PATH_BYTES_MAX} bytes", .0.display())]
+    SocketPath(PathBuf),
+    /// Nobody listens on a control socket.
+    #[error("no server listens at {}", socket.display())]
+    NoServer {
+        /// The control socket's path.
+        socket: PathBuf,
+        /// What the system says.
+        source: io::Error,
+    },
+    /// A server says why it does not do what it was asked for.
+    #[error("{}", .0.message)]
+    Refused(Problem),
+    /// A request to a server cannot have been meant.
+    #[error("{0}")]
+    BadRequest(String),
+    /// The asker may not have that.
+    #[error("not allowed: {0}")]
+    Forbidden(&'static str),
+    /// Nothing is attached under this id.
+    #[error("there is no such attachment")]
+    NoAttachment,
+    /// Something else is attached under this id.
+    #[error("the id is taken by an attachment of another package, or with other options")]
+    OtherAttachment,
+    /// A limit is reached.
+    #[error("there are too many attachments")]
+    TooManyAttachments,
+    /// The server is about to end.
+    #[error("the server takes no more attachments, because it ends when the last one is gone")]
+    Draining,
+    /// An attachment was made without `record`.
+    #[error("first touches are not recorded for this attachment")]
+    NotRecorded,
+    /// What was recorded cannot be told.
+    #[error("tell what was recorded")]
+    Unrecordable(#[source] RecordError),
+    /// Something cannot be put into words.
+    #[error("{0} has no JSON")]
+    Unspeakable(&'static str),
+    /// The server or the attachment is gone.
+    #[error("the attachment {0} is gone: the server has ended, or somebody else has detached it")]
+    LeaseLost(AttachmentId),
+    /// A server without a link needs a control socket.
+    #[error("without LINK there must be a control socket: give --cache-dir or --control, or a socket from systemd")]
+    NoControl,
     /// A control socket cannot be asked.
     #[error("ask the server at {socket}: {reason}")]
     Control {
@@ -91,7 +151,13 @@ impl Told for Error {
             Self::NoCacheDir => Class::Host,
             Self::Interrupted => Class::Failure,
             Self::Listen { .. } | Self::InUse { .. } | Self::Runtime(_) => Class::Host,
-            Self::NoDisk { .. } => Class::Usage,
+            Self::Sockets { .. } | Self::SocketPath(_) => Class::Host,
+            Self::NoDisk { .. } | Self::BadRequest(_) | Self::Forbidden(_) | Self::OtherAttachment => Class::Usage,
+            Self::NoControl => Class::Usage,
+            Self::LeaseLost(_) => Class::Failure,
+            Self::Refused(problem) => problem.class.into(),
+            Self::NoAttachment | Self::TooManyAttachments | Self::Draining | Self::NoServer { .. } => Class::Failure,
+            Self::NotRecorded | Self::Unrecordable(_) | Self::Unspeakable(_) => Class::Failure,
             Self::Control { .. } | Self::Record { .. } => Class::Failure,
         }
     }
@@ -105,6 +171,11 @@ impl Told for Error {
                 "they are fetched again when they are wanted; `vmnetx-nbd pull` completes what is to be whole".into(),
             ),
             Self::NoPin { .. } => Some("`vmnetx-nbd cache pin --list` lists what is".into()),
+            Self::Refused(problem) => problem.hint.clone(),
+            Self::SocketPath(_) => Some("give a --cache-dir or --control with a shorter path".into()),
+            Self::NoServer { .. } => {
+                Some("is it the cache directory or the control socket of a server that runs?".into())
+            }
             Self::Control { .. } => Some("is it the path that the server was given with --control?".into()),
             _ => None,
         }

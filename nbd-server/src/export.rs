@@ -3,10 +3,11 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 
-use serde::{Deserialize, Serialize};
 use vmnetx_nbd_proto::handshake::{self, BlockSize, ExportInfo, Listed};
 use vmnetx_nbd_proto::wire::{BASE_ALLOCATION, RESIDENCY, TransmissionFlags};
-use vmnetx_store::{Counts, Image};
+use vmnetx_store::Image;
+
+use crate::ExportStats;
 
 /// An image that is served under a name.
 #[derive(Debug)]
@@ -27,28 +28,6 @@ pub(crate) struct ExportCounters {
     pub(crate) failed: AtomicU64,
 }
 
-/// What clients did with an export, and what that cost, at one moment.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ExportStats {
-    /// The export's name.
-    pub name: String,
-    /// The image's true size.
-    pub size_bytes: u64,
-    /// Connections that reached the export so far.
-    pub connections: u64,
-    /// Requests of all kinds.
-    pub requests: u64,
-    /// Reads among them that the memory tier answered at once.
-    pub inline_reads: u64,
-    /// Requests that the protocol or the read-only export does not allow.
-    pub refused: u64,
-    /// Requests that failed for want of a chunk.
-    pub failed: u64,
-    /// What was read of the image, and from where.
-    #[serde(flatten)]
-    pub counts: Counts,
-}
-
 /// The exports of a server. The first one is also the default export, whose name is empty. Clones share their list.
 #[derive(Debug, Clone, Default)]
 pub struct Exports(Arc<RwLock<Vec<Arc<Export>>>>);
@@ -59,6 +38,12 @@ impl Export {
     pub fn new(name: impl Into<String>, description: impl Into<String>, image: Arc<Image>) -> Self {
         let counters = ExportCounters::default();
         Self { name: name.into(), description: description.into(), image, counters }
+    }
+
+    /// The name by which clients ask for it.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
     }
 
     /// The image that is served.

@@ -1,8 +1,8 @@
 //! Serves the disks of VMNetX packages over NBD, read-only.
 
-mod control;
 mod error;
 mod export;
+mod host;
 mod listener;
 mod output;
 mod prefetch;
@@ -11,10 +11,12 @@ mod session;
 mod status;
 
 pub mod cli;
+pub mod control;
 pub mod limits;
 
-pub use control::{Stats, serve_control};
+pub use control::api::ExportStats;
 pub use error::Error;
-pub use export::{Export, ExportStats, Exports};
+pub use export::{Export, Exports};
+pub use host::{Host, HostOptions};
 pub use listener::Listener;
 pub use server::serve;

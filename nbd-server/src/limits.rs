@@ -38,5 +38,70 @@ pub const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
 /// Pause after a failed accept, which is mostly a lack of file descriptors.
 pub const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// Bytes of an answer on the control socket that `stats` reads.
-pub const CONTROL_BYTES_MAX: usize = 4 << 20;
+/// Bytes of an answer on the control socket that a client reads: a record of first touches has up to 16 MiB.
+pub const CONTROL_BYTES_MAX: usize = 16 << 20;
+
+/// Connections to an attachment's private socket that are served at once: a guest's disks, each several times.
+pub const ATTACHMENT_CONNECTIONS_MAX: usize = 128;
+
+/// Attachments of a server.
+pub const ATTACHMENTS_MAX: usize = 1024;
+
+/// Attachments of one user, unless it is the server's own or root.
+pub const ATTACHMENTS_PER_UID_MAX: usize = 128;
+
+/// For how long an attachment without lease and without connection is kept: QEMU's `reconnect-delay`, within which a client
+/// whose connection broke comes back.
+pub const ATTACH_GRACE: Duration = Duration::from_secs(60);
+
+/// The longest time for which an attachment may ask reads to be tried again.
+pub const ATTACH_RETRY_MAX: Duration = Duration::from_secs(600);
+
+/// Bytes of an attachment's id; longer ones would not fit into the path of a socket.
+pub const ATTACHMENT_ID_BYTES_MAX: usize = 40;
+
+/// Random bytes of an id that a client makes up, in hexadecimal: so many that nobody guesses it, so few that the folder's path
+/// may be long.
+pub const RANDOM_ID_BYTES: usize = 10;
+
+/// Bytes of a Unix socket's path, without the closing NUL (`sun_path` of unix(7)).
+pub const SOCKET_PATH_BYTES_MAX: usize = 107;
+
+/// Connections to the control socket that are served at once. Each attachment's lease is one.
+pub const CONTROL_CONNECTIONS_MAX: usize = 2048;
+
+/// Connections to the control socket of one user, unless it is the server's own or root.
+pub const CONTROL_CONNECTIONS_PER_UID_MAX: usize = 256;
+
+/// Bytes of a request's body on the control socket.
+pub const CONTROL_REQUEST_BYTES_MAX: usize = 64 << 10;
+
+/// Bytes of a request's header on the control socket.
+pub const CONTROL_HEADER_BYTES_MAX: usize = 16 << 10;
+
+/// Keys in one request.
+pub const CONTROL_KEYS_MAX: usize = 64;
+
+/// Names of exports in one request.
+pub const CONTROL_EXPORTS_MAX: usize = 64;
+
+/// Time that a client of the control socket has for a request's header, and again for its body.
+pub const CONTROL_REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Time that a server has for an answer that waits for nothing remote.
+pub const CONTROL_ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// How often a server says over a lease that it lives.
+pub const LEASE_BEAT: Duration = Duration::from_secs(10);
+
+/// After so long a silence the holder of a lease takes the server for dead.
+pub const LEASE_SILENCE_MAX: Duration = Duration::from_secs(30);
+
+/// Bytes of one line of a lease.
+pub const LEASE_LINE_BYTES_MAX: usize = 4096;
+
+/// Time that an idle server has to leave its cache directory to a command that asks it to.
+pub const RELEASE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Between two looks whether it has.
+pub const RELEASE_LOOK: Duration = Duration::from_millis(20);

@@ -12,7 +12,19 @@ use crate::{Exports, Listener, session};
 
 /// Serves `exports` on `listener` until `shutdown` is cancelled; requests under way are then answered, for a while.
 pub async fn serve(listener: Listener, exports: Exports, shutdown: CancellationToken) {
-    let slots = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    serve_admitted(listener, exports, CONNECTIONS_MAX, |_| Some(()), shutdown).await;
+}
+
+/// The same for those clients that `admit` lets in, given the user at the other end of a Unix socket. What it gives is kept
+/// until the connection ends.
+pub(crate) async fn serve_admitted<G: Send + 'static>(
+    listener: Listener,
+    exports: Exports,
+    connections_max: usize,
+    admit: impl Fn(Option<u32>) -> Option<G>,
+    shutdown: CancellationToken,
+) {
+    let slots = Arc::new(Semaphore::new(connections_max));
     let sessions = TaskTracker::new();
     loop {
         let accepted = tokio::select! {
@@ -20,17 +32,18 @@ pub async fn serve(listener: Listener, exports: Exports, shutdown: CancellationT
             // The semaphore is never closed.
             Ok(slot) = Arc::clone(&slots).acquire_owned() => tokio::select! {
                 () = shutdown.cancelled() => break,
-                accepted = listener.accept() => accepted.map(|stream| (stream, slot)),
+                accepted = listener.accept() => accepted.map(|(stream, uid)| (stream, uid, slot)),
             },
         };
         match accepted {
-            Ok((stream, slot)) => {
+            Ok((stream, uid, slot)) => {
+                let Some(guest) = admit(uid) else { continue };
                 let (exports, shutdown) = (exports.clone(), shutdown.clone());
                 sessions.spawn(async move {
                     if let Err(error) = session::run(stream, &exports, &shutdown).await {
                         tracing::debug!(%error, "connection ends");
                     }
-                    drop(slot);
+                    drop((guest, slot));
                 });
             }
             Err(error) => {

@@ -3,10 +3,10 @@
 use std::io;
 use std::path::PathBuf;
 
-use vmnetx_format::Name;
+use vmnetx_format::{ManifestError, Name};
 use vmnetx_store::failure::{Class, Told};
 
-use crate::vm;
+use crate::{server, vm};
 
 /// A command that failed.
 #[derive(Debug, thiserror::Error)]
@@ -20,6 +20,12 @@ pub enum Error {
     /// The repository cannot be published into.
     #[error(transparent)]
     Pack(#[from] vmnetx_pack::Error),
+    /// There is no server to read through.
+    #[error(transparent)]
+    Server(#[from] server::Error),
+    /// The server gives a manifest that is none.
+    #[error("the server's answer")]
+    Manifest(#[source] ManifestError),
     /// The machine cannot be launched.
     #[error(transparent)]
     Vm(#[from] vm::Error),
@@ -56,6 +62,8 @@ impl Told for Error {
             Self::Store(error) => error.class(),
             Self::Nbd(error) => error.class(),
             Self::Pack(error) => error.class(),
+            Self::Server(error) => error.class(),
+            Self::Manifest(_) => Class::Integrity,
             Self::Vm(error) => error.class(),
             Self::NoDisk { .. } | Self::RepeatedDisk(_) | Self::SerialFile { .. } => Class::Usage,
             Self::NothingRead => Class::Failure,
@@ -68,9 +76,10 @@ impl Told for Error {
             Self::Store(error) => error.hint(),
             Self::Nbd(error) => error.hint(),
             Self::Pack(error) => error.hint(),
+            Self::Server(error) => error.hint(),
             Self::Vm(error) => error.hint(),
             Self::NoDisk { .. } | Self::RepeatedDisk(_) | Self::SerialFile { .. } => None,
-            Self::NothingRead | Self::Runtime(_) => None,
+            Self::NothingRead | Self::Manifest(_) | Self::Runtime(_) => None,
         }
     }
 }

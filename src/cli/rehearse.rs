@@ -2,20 +2,26 @@
 
 use std::io::Write;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use vmnetx_format::{Digest, Name, Record};
+use vmnetx_nbd::control::Control;
+use vmnetx_nbd::control::api::{AttachRequest, AttachmentId, OrderUse};
 use vmnetx_pack::cli::{SigningArgs, WaitArgs};
 use vmnetx_pack::{ORDER_LEVEL_DEFAULT, OrderChoice, OrderOptions, OrderReport, Silent, VersionName, publish_order};
+use vmnetx_store::origin::AccessArgs;
 use vmnetx_store::trust::TrustArgs;
-use vmnetx_store::{Location, Options, Recorder, Store, interrupt};
+use vmnetx_store::{Location, interrupt};
 
 use super::Error;
-use super::run::{AccelArg, NetworkArg, RETRY_FOR, Server, accel, create_run_dir, disks, network};
-use crate::vm::{self, Display, Outcome, Programs, Spec};
+use super::run::{AccelArg, NetworkArg, accel, disks, manifest, network, request};
+use crate::server::{Lease, Sizes, Wanted};
+use crate::vm::{self, Display, Outcome, Programs, RunDir, Spec};
+
+/// Bytes of chunks that a rehearsal keeps in memory.
+const MEMORY_BYTES: u64 = 512 << 20;
 
 /// How often a rehearsal is looked at.
 const LOOK: Duration = Duration::from_millis(250);
@@ -103,56 +109,74 @@ pub(super) async fn run(args: Args) -> Result<(), Error> {
 
 /// Boots once; nothing if the user has ended it.
 async fn rehearse(args: &Args, shutdown: &CancellationToken) -> Result<Option<Rehearsed>, Error> {
-    let store = Store::open(Options { retry_for: RETRY_FOR, trust: args.trust.trust(), ..Options::default() })?;
-    let Some(package) = shutdown.run_until_cancelled(store.package(&args.link)).await else { return Ok(None) };
-    let package = package?;
-    let recorder = package.record();
-    let run_dir = create_run_dir().await?;
-    let server = Server::start(&package, &run_dir)?;
-    let manifest = package.manifest();
+    let access = AccessArgs::default();
+    let request = AttachRequest { order: OrderUse::Off, record: true, ..request(&args.link, &args.trust, &access)? };
+    // A server of its own: nothing is kept of a rehearsal.
+    let attaching = Lease::take(&Wanted::Private, Sizes { memory_bytes: MEMORY_BYTES, disk_bytes: 0 }, request);
+    let Some(lease) = shutdown.run_until_cancelled(attaching).await else { return Ok(None) };
+    let lease = lease?;
+    let launched = boot(args, &lease, shutdown).await;
+    let record = match launched {
+        Ok(_) => lease.control().record(&lease.attached().id).await.map_err(Error::from),
+        Err(error) => Err(error),
+    };
+    let (name, version) = (lease.attached().name.clone(), lease.attached().version);
+    lease.end().await;
+    let record = record?;
+    if shutdown.is_cancelled() {
+        return Ok(None);
+    }
+    if record.touches.is_empty() {
+        return Err(Error::NothingRead);
+    }
+    Ok(Some(Rehearsed { name, version, record }))
+}
+
+/// Boots what is attached until the boot is over.
+async fn boot(args: &Args, lease: &Lease, shutdown: &CancellationToken) -> Result<(), Error> {
+    let attached = lease.attached();
+    let manifest = manifest(attached)?;
     let spec = Spec {
-        name: package.link().name.clone(),
-        machine: manifest.machine.clone(),
-        version: package.version().manifest,
-        disks: disks(&package, &run_dir)?,
+        name: attached.name.clone(),
+        version: attached.version,
+        disks: disks(&manifest, attached),
+        machine: manifest.machine,
         accel: accel(args.accel),
         display: Display::None,
         network: network(args.network),
         serial: None,
         programs: Programs::find(&args.qemu)?,
-        run_dir,
+        run_dir: RunDir::temporary().await?,
     };
     let over = shutdown.child_token();
     let watching = tokio::spawn(watch(
-        Arc::clone(&recorder),
+        lease.control().clone(),
+        attached.id.clone(),
         Duration::from_secs(args.quiet_for),
         Duration::from_secs(args.at_most),
         over.clone(),
     ));
     let launched = vm::launch(spec, over).await;
     watching.abort();
-    server.stop().await;
-    let outcome = launched?;
-    if shutdown.is_cancelled() {
-        return Ok(None);
-    }
-    if outcome == Outcome::Closed {
+    if launched? == Outcome::Closed {
         tracing::warn!("the VM was closed; what it has read until then is taken");
     }
-    let record = recorder.record().map_err(|error| Error::Runtime(std::io::Error::other(error)))?;
-    if record.touches.is_empty() {
-        return Err(Error::NothingRead);
-    }
-    Ok(Some(Rehearsed { name: package.link().name.clone(), version: package.version().manifest, record }))
+    Ok(())
 }
 
 /// Ends the boot when it is over.
-async fn watch(recorder: Arc<Recorder>, quiet_for: Duration, at_most: Duration, over: CancellationToken) {
+async fn watch(control: Control, id: AttachmentId, quiet_for: Duration, at_most: Duration, over: CancellationToken) {
     let start = Instant::now();
     let (mut touches, mut last, mut reported) = (0, start, start);
     while start.elapsed() < at_most {
         tokio::time::sleep(LOOK).await;
-        let now = recorder.touches();
+        let now = match control.attachment(&id).await {
+            Ok(stats) => stats.recorded_touches.unwrap_or_default(),
+            Err(error) => {
+                tracing::debug!(%error, "the server does not tell what was read");
+                continue;
+            }
+        };
         if now != touches {
             (touches, last) = (now, Instant::now());
         }

@@ -3,28 +3,24 @@
 use std::convert::Infallible;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
-use std::sync::Arc;
 use std::time::Duration;
 
 use clap::ValueEnum;
-use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
-use vmnetx_format::{Disk, Name};
-use vmnetx_nbd::{Export, Exports, Listener};
+use vmnetx_format::{Disk, Manifest, Name};
+use vmnetx_nbd::control::api::{AttachRequest, Attached, AttachmentStats, NoticeText, OrderUse};
 use vmnetx_store::origin::AccessArgs;
 use vmnetx_store::size::parse_size_bytes;
 use vmnetx_store::trust::TrustArgs;
-use vmnetx_store::{Location, Options, Package, Store, default_cache_dir, interrupt};
+use vmnetx_store::{Location, default_cache_dir, interrupt};
 
 use super::{Error, stdio};
+use crate::server::{Lease, Sizes, Wanted};
 use crate::vm::{self, Accel, DiskSpec, Display, DisplayChoice, Network, Outcome, Programs, RunDir, SerialPort, Spec};
 
 /// How long a guest's read is tried again when the origin fails. Then the guest stands still and is continued every few
 /// seconds, which tries again.
-pub(super) const RETRY_FOR: Duration = Duration::from_secs(15);
-
-/// The NBD server's socket in the run's directory.
-const NBD_SOCKET: &str = "nbd";
+const RETRY_FOR: Duration = Duration::from_secs(15);
 
 /// Launch the VM that LINK names, until it powers off or is interrupted.
 ///
@@ -57,30 +53,26 @@ pub(super) struct Args {
     /// belongs to this version of the package.
     #[arg(long, value_name = "[DISK=]FILE.qcow2")]
     persist: Vec<PersistArg>,
-    /// Keep fetched chunks in this directory, for the next time [default: vmnetx in the user's cache directory].
+    /// Keep fetched chunks in this directory, for the next time [default: vmnetx in the user's cache directory]. All runs with
+    /// the same directory share one server, which the first of them starts and which ends when it is idle.
     #[arg(long, value_name = "DIR")]
     cache_dir: Option<PathBuf>,
-    /// Bytes of chunks to keep in the cache directory; 0 for none.
+    /// Use the server that listens on this control socket, such as a service of this host.
+    #[arg(long, value_name = "PATH", conflicts_with_all = ["cache_dir", "disk_cache", "memory_cache"])]
+    server: Option<PathBuf>,
+    /// Bytes of chunks to keep in the cache directory, if its server is started now; 0 for none, and no shared server.
     #[arg(long, value_name = "SIZE", default_value = "10G", value_parser = parse_size_bytes)]
     disk_cache: u64,
-    /// Bytes of chunks to keep in memory.
+    /// Bytes of chunks to keep in memory, if the server is started now.
     #[arg(long, value_name = "SIZE", default_value = "512M", value_parser = parse_size_bytes)]
     memory_cache: u64,
     /// Whether to bring ahead what the boot will read: in the order that was recorded with the package, and as it was read
     /// here the last time.
     #[arg(long, value_enum, default_value_t)]
-    order: OrderArg,
+    order: OrderUse,
     /// The QEMU to run; qemu-img is looked for beside it first.
     #[arg(long, value_name = "PATH", default_value = "qemu-system-x86_64")]
     qemu: PathBuf,
-}
-
-#[derive(Debug, Clone, Copy, Default, ValueEnum)]
-enum OrderArg {
-    /// As far as either is known.
-    #[default]
-    Auto,
-    Off,
 }
 
 #[derive(Debug, Clone, Copy, Default, ValueEnum)]
@@ -146,28 +138,16 @@ pub(super) async fn run(args: Args) -> Result<(), Error> {
     // What this host lacks is found before anything is fetched.
     let programs = Programs::find(&args.qemu)?;
     let display = display_choice(args.display).resolve(&programs).await?;
-    let store = open_store(&args)?;
-    let opening = async {
-        match args.order {
-            OrderArg::Auto => store.package_in_order(&args.link).await,
-            OrderArg::Off => store.package(&args.link).await,
-        }
-    };
-    let Some(package) = shutdown.run_until_cancelled(opening).await else { return Ok(()) };
-    let package = package?;
-    for notice in package.notices() {
-        if notice.is_warning() { tracing::warn!("{notice}") } else { tracing::info!("{notice}") }
+    let request = AttachRequest { order: args.order, ..request(&args.link, &args.trust, &args.access)? };
+    let sizes = Sizes { memory_bytes: args.memory_cache, disk_bytes: args.disk_cache };
+    let wanted = wanted(&args);
+    let attaching = Lease::take(&wanted, sizes, request);
+    let Some(lease) = shutdown.run_until_cancelled(attaching).await else { return Ok(()) };
+    let lease = lease?;
+    let launched = launch(&args, programs, display, lease.attached(), shutdown).await;
+    if let Some(stats) = lease.end().await {
+        log_fetched(&stats);
     }
-    tracing::info!("{} version {}", package.link().name, package.version().manifest);
-    if package.manifest().memory.is_some() {
-        tracing::warn!("the package holds saved memory, which is not resumed yet: the guest boots");
-    }
-    let run_dir = create_run_dir().await?;
-    let server = Server::start(&package, &run_dir)?;
-    let spec = spec(&args, &package, programs, display, run_dir)?;
-    let launched = vm::launch(spec, shutdown).await;
-    server.stop().await;
-    log_fetched(&package);
     match launched? {
         Outcome::PoweredOff => tracing::info!("the guest has powered off"),
         Outcome::Closed => tracing::info!("the VM was closed"),
@@ -176,19 +156,54 @@ pub(super) async fn run(args: Args) -> Result<(), Error> {
     Ok(())
 }
 
+/// Runs the VM on disks that are attached, to its end.
+async fn launch(
+    args: &Args,
+    programs: Programs,
+    display: Display,
+    attached: &Attached,
+    shutdown: CancellationToken,
+) -> Result<Outcome, Error> {
+    tell(&attached.notices);
+    tracing::info!("{} version {}", attached.name, attached.version);
+    let manifest = manifest(attached)?;
+    if manifest.memory.is_some() {
+        tracing::warn!("the package holds saved memory, which is not resumed yet: the guest boots");
+    }
+    let run_dir = RunDir::temporary().await?;
+    Ok(vm::launch(spec(args, attached, manifest, programs, display, run_dir)?, shutdown).await?)
+}
+
+/// What a VM asks of its server: the package that a link names, and reads that fail soon enough for the guest to stand still.
+pub(super) fn request(link: &Location, trust: &TrustArgs, access: &AccessArgs) -> Result<AttachRequest, Error> {
+    let request = AttachRequest::to(link)?.with(trust, access)?;
+    Ok(AttachRequest { retry_for_s: Some(RETRY_FOR.as_secs()), ..request })
+}
+
+/// The manifest of what is attached.
+pub(super) fn manifest(attached: &Attached) -> Result<Manifest, Error> {
+    Manifest::decode(attached.manifest.get().as_bytes()).map_err(Error::Manifest)
+}
+
+pub(super) fn tell(notices: &[NoticeText]) {
+    for notice in notices {
+        if notice.warning { tracing::warn!("{}", notice.text) } else { tracing::info!("{}", notice.text) }
+    }
+}
+
 /// What the run has cost, which is what this program is for.
-fn log_fetched(package: &Package) {
+fn log_fetched(stats: &AttachmentStats) {
     let megabytes = |bytes: u64| bytes as f64 / 1e6;
-    let size: u64 = package.disks().iter().map(|disk| disk.size_bytes()).sum();
-    let read: u64 = package.disks().iter().map(|disk| disk.counters().counts().read_bytes).sum();
+    let size: u64 = stats.exports.iter().map(|export| export.size_bytes).sum();
+    let read: u64 = stats.exports.iter().map(|export| export.counts.read_bytes).sum();
     tracing::info!(
         "fetched {:.1} MB in {} requests; the guest read {:.1} MB of its disks of {:.1} MB",
-        megabytes(package.origin_bytes()),
-        package.origin_requests(),
+        megabytes(stats.origin_bytes),
+        stats.origin_requests,
         megabytes(read),
         megabytes(size),
     );
-    if let Some(order) = package.order_counts() {
+    if let Some(order) = stats.order {
         tracing::info!(
             "fetched {:.1} MB ahead, as recorded; the guest has read {:.1} MB of them",
             megabytes(order.prefetched_bytes),
@@ -197,99 +212,52 @@ fn log_fetched(package: &Package) {
     }
 }
 
-fn open_store(args: &Args) -> Result<Store, Error> {
-    let (memory_bytes, trust) = (args.memory_cache, args.trust.trust());
-    let access = args.access.access().map_err(vmnetx_store::Error::from)?;
-    let options = |disk| Options {
-        memory_bytes,
-        disk,
-        retry_for: RETRY_FOR,
-        access: access.clone(),
-        trust: trust.clone(),
-        ..Options::default()
-    };
-    if args.disk_cache == 0 {
-        return Ok(Store::open(options(None))?);
+/// The server that the options speak of.
+fn wanted(args: &Args) -> Wanted {
+    if let Some(socket) = &args.server {
+        return Wanted::Given(socket.clone());
     }
-    if let Some(dir) = &args.cache_dir {
-        return Ok(Store::open(options(Some((dir.clone(), args.disk_cache))))?);
-    }
-    let Some(dir) = default_cache_dir() else { return Ok(Store::open(options(None))?) };
-    match Store::open(options(Some((dir, args.disk_cache)))) {
-        // Nobody asked for this directory, so what is wrong with it (another VM uses it) is no reason not to run.
-        Err(error @ vmnetx_store::Error::Cache { .. }) => {
-            tracing::warn!("nothing is kept for the next time: {error}");
-            Ok(Store::open(options(None))?)
-        }
-        opened => Ok(opened?),
+    let named = args.cache_dir.clone().map(|dir| (dir, true));
+    match named.or_else(|| default_cache_dir().map(|dir| (dir, false))) {
+        Some((dir, is_named)) if args.disk_cache > 0 => Wanted::Shared { dir, is_named },
+        _ => Wanted::Private,
     }
 }
 
-/// Temporary overlays may grow to the size of the disks, so they belong on a disk: /tmp is often in memory.
-pub(super) async fn create_run_dir() -> Result<RunDir, Error> {
-    let base =
-        std::env::var_os("TMPDIR").filter(|dir| !dir.is_empty()).map_or_else(|| "/var/tmp".into(), PathBuf::from);
-    let created = tokio::task::spawn_blocking(move || RunDir::create(&base)).await;
-    created.map_err(|error| Error::Runtime(std::io::Error::other(error)))?.map_err(Error::Vm)
-}
-
-/// The NBD server for the package's disks, inside this process.
-pub(super) struct Server {
-    task: JoinHandle<()>,
-    shutdown: CancellationToken,
-}
-
-impl Server {
-    pub(super) fn start(package: &Package, run_dir: &RunDir) -> Result<Self, Error> {
-        let exports = Exports::new();
-        for disk in package.disks() {
-            disk.warm_index();
-            exports.add(Export::new(disk.name(), package.link().name.to_string(), Arc::clone(disk)));
-        }
-        let listener = Listener::unix(&run_dir.socket(NBD_SOCKET)?)?;
-        let shutdown = CancellationToken::new();
-        let task = tokio::spawn(vmnetx_nbd::serve(listener, exports, shutdown.clone()));
-        Ok(Self { task, shutdown })
-    }
-
-    /// Ends it; to be called when nobody reads any more.
-    pub(super) async fn stop(self) {
-        self.shutdown.cancel();
-        if let Err(error) = self.task.await {
-            tracing::warn!("the NBD server failed: {error}");
-        }
-    }
-}
-
-fn spec(args: &Args, package: &Package, programs: Programs, display: Display, run_dir: RunDir) -> Result<Spec, Error> {
-    let manifest = package.manifest();
-    let mut disks = disks(package, &run_dir)?;
+fn spec(
+    args: &Args,
+    attached: &Attached,
+    manifest: Manifest,
+    programs: Programs,
+    display: Display,
+    run_dir: RunDir,
+) -> Result<Spec, Error> {
+    let mut disks = disks(&manifest, attached);
     keep(&mut disks, &args.persist)?;
     Ok(Spec {
-        name: args.name.clone().unwrap_or_else(|| package.link().name.clone()),
-        machine: manifest.machine.clone(),
-        version: package.version().manifest,
+        name: args.name.clone().unwrap_or_else(|| attached.name.clone()),
+        version: attached.version,
         disks,
         accel: accel(args.accel),
         display,
         network: network(args.network),
         serial: serial(args.serial.as_ref(), display, manifest.machine.serial)?,
+        machine: manifest.machine,
         programs,
         run_dir,
     })
 }
 
-/// The package's disks, on the server that was started for this run, each with a temporary overlay.
-pub(super) fn disks(package: &Package, run_dir: &RunDir) -> Result<Vec<DiskSpec>, Error> {
-    let nbd_socket = run_dir.socket(NBD_SOCKET)?;
+/// The package's disks where they are attached, each with a temporary overlay.
+pub(super) fn disks(manifest: &Manifest, attached: &Attached) -> Vec<DiskSpec> {
     let disk = |disk: &Disk| DiskSpec {
         name: disk.name.clone(),
-        nbd_socket: nbd_socket.clone(),
+        nbd_socket: attached.socket.clone().into(),
         export: disk.name.to_string(),
         size_bytes: disk.size_bytes,
         persist: None,
     };
-    Ok(package.manifest().disks.iter().map(disk).collect())
+    manifest.disks.iter().map(disk).collect()
 }
 
 /// Gives the disks that `--persist` names their overlays.

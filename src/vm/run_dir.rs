@@ -46,6 +46,23 @@ impl RunDir {
         Err(failed(io::Error::other("other processes remove it as soon as it is there")))
     }
 
+    /// Creates a directory where this user's temporary files belong that may grow large: /tmp is often in memory.
+    ///
+    /// # Errors
+    /// [`Error::RunDir`].
+    pub async fn temporary() -> Result<Self, Error> {
+        let named = std::env::var_os("TMPDIR").filter(|dir| !dir.is_empty());
+        let base = named.map_or_else(|| "/var/tmp".into(), PathBuf::from);
+        let created = tokio::task::spawn_blocking(move || Self::create(&base)).await;
+        created.map_err(|error| Error::io("create a directory for this run", io::Error::other(error)))?
+    }
+
+    /// Where it is.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        self.directory.path()
+    }
+
     /// The path of a file in the directory.
     pub(super) fn file(&self, name: &str) -> PathBuf {
         self.directory.path().join(name)

@@ -161,8 +161,10 @@ fn counts_are_told_while_it_runs_and_a_second_run_asks_for_nothing() {
         let served = Served::start(&site.link(), &words);
         said(&mut tool("nbdcopy", &[&served.uri, "null:"]));
         let counts = stats();
+        let counts = &counts["attachments"][0];
         let export = &counts["exports"][0];
         assert_eq!(export["name"], "disk0");
+        let export = &export["counts"];
         assert!(export["read_bytes"].as_u64().unwrap() > 1_000_000, "{counts}");
         assert_eq!(export["failed_chunks"], 0, "{counts}");
         assert_eq!(export["origin_chunks"].as_u64().unwrap() > 0, run == 0, "{counts}");

@@ -1,4 +1,4 @@
-//! `cache`: looks after a cache directory that no server uses at the moment.
+//! `cache`: looks after a cache directory whose server has nothing to serve at the moment.
 
 use std::path::{Path, PathBuf};
 
@@ -8,9 +8,10 @@ use vmnetx_store::size::parse_size_bytes;
 use vmnetx_store::{DiskCache, Pin, default_cache_dir};
 
 use super::put;
+use super::server::open_when_free;
 use crate::Error;
 
-/// Look after the cache directory, while no server uses it.
+/// Look after the cache directory, while its server serves nothing; it ends then.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     #[command(subcommand)]
@@ -83,7 +84,8 @@ pub(super) async fn run(args: Args) -> Result<(), Error> {
 impl Common {
     fn open(&self) -> Result<(PathBuf, DiskCache), Error> {
         let dir = self.cache.dir()?;
-        let cache = DiskCache::open_as_it_is(&dir)?;
+        let opening = open_when_free(&dir, || DiskCache::open_as_it_is(&dir));
+        let cache = tokio::runtime::Handle::current().block_on(opening)?;
         Ok((dir, cache))
     }
 }

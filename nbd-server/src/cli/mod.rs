@@ -1,11 +1,15 @@
 //! The command line of `vmnetx-nbd`, which is also `vmnetx nbd`.
 
+mod attach;
 mod cache;
+mod drain;
 mod pull;
 mod serve;
+mod server;
 mod stats;
 
 use std::io::{IsTerminal, Write};
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
@@ -26,18 +30,33 @@ enum Command {
     Serve(Box<serve::Args>),
     Pull(Box<pull::Args>),
     Cache(cache::Args),
+    Attach(Box<attach::Args>),
     Stats(stats::Args),
+    Drain(drain::Args),
+}
+
+/// The exit code of a server that finds another one in its cache directory.
+pub const ANOTHER_SERVES: u8 = 3;
+
+/// The control socket of the server of a cache directory.
+#[must_use]
+pub fn control_socket(cache_dir: &Path) -> PathBuf {
+    cache_dir.join("control.sock")
 }
 
 /// Runs a command to its end and tells of its failure.
 #[must_use]
 pub fn main(args: Args) -> ExitCode {
     log_to_stderr();
+    let serves = matches!(args.command, Command::Serve(_));
     match run(args) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             say(&tell(&error));
-            ExitCode::from(error.class().exit_code())
+            ExitCode::from(match error {
+                Error::Store(vmnetx_store::Error::CacheInUse { .. }) if serves => ANOTHER_SERVES,
+                error => error.class().exit_code(),
+            })
         }
     }
 }
@@ -53,7 +72,9 @@ pub fn run(args: Args) -> Result<(), Error> {
             Command::Serve(args) => serve::run(*args).await,
             Command::Pull(args) => pull::run(*args).await,
             Command::Cache(args) => cache::run(args).await,
+            Command::Attach(args) => attach::run(*args).await,
             Command::Stats(args) => stats::run(args).await,
+            Command::Drain(args) => drain::run(&args).await,
         }
     });
     // A read of a stalled disk must not keep the program from ending.

@@ -14,6 +14,7 @@ use vmnetx_store::trust::TrustArgs;
 use vmnetx_store::{Location, Options, Package, Progress, Pulled, Store, interrupt};
 
 use super::cache::CacheArgs;
+use super::server::open_when_free;
 use super::{put, say};
 use crate::Error;
 
@@ -70,7 +71,7 @@ async fn pull(args: Args) -> Result<(), Error> {
         Some(_) => None,
         None => Some((args.cache.dir()?, args.disk_cache)),
     };
-    let store = Store::open(Options {
+    let options = Options {
         memory_bytes: MEMORY_BYTES,
         disk,
         retry_for: Duration::from_secs(args.retry_for),
@@ -78,7 +79,11 @@ async fn pull(args: Args) -> Result<(), Error> {
         trust: args.trust.trust(),
         access: args.access.access().map_err(vmnetx_store::Error::from)?,
         offline: args.offline,
-    })?;
+    };
+    let store = match &options.disk {
+        Some((dir, _)) => open_when_free(dir, || Store::open(options.clone())).await?,
+        None => Store::open(options)?,
+    };
     let package = store.package(&args.link).await?;
     for notice in package.notices() {
         if notice.is_warning() { tracing::warn!("{notice}") } else { tracing::info!("{notice}") }

@@ -1,31 +1,42 @@
 //! `stats`: asks a running server for its counts.
 
-use std::path::PathBuf;
-
 use super::put;
-use crate::{Error, Stats};
+use super::server::ServerArgs;
+use crate::Error;
+use crate::control::api::AttachmentStats;
 
 /// Show what a running server has done.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// The control socket of the server.
-    #[arg(long, value_name = "PATH")]
-    control: PathBuf,
+    #[command(flatten)]
+    server: ServerArgs,
     /// Print one JSON object.
     #[arg(long)]
     json: bool,
 }
 
 pub(super) async fn run(args: Args) -> Result<(), Error> {
-    let stats = Stats::ask(&args.control).await?;
+    let stats = args.server.control().stats().await?;
     if args.json {
         // A structure of numbers and text always serialises.
         put(&serde_json::to_string(&stats).unwrap_or_default());
         return Ok(());
     }
-    put(&format!("package {} version {}", stats.package, stats.version));
+    put(&format!(
+        "up {} s; memory tier {} bytes, disk tier {} bytes; {} attachments",
+        stats.uptime_s,
+        stats.memory_bytes,
+        stats.disk_bytes,
+        stats.attachments.len()
+    ));
+    stats.attachments.iter().for_each(put_attachment);
+    Ok(())
+}
+
+fn put_attachment(stats: &AttachmentStats) {
+    let AttachmentStats { id, uid, package, version, socket, holders, .. } = stats;
+    put(&format!("{id}: package {package} version {version} at {socket}; user {uid}, {holders} holders"));
     put(&format!("origin {} requests, {} bytes", stats.origin_requests, stats.origin_bytes));
-    put(&format!("memory tier {} bytes, disk tier {} bytes", stats.memory_bytes, stats.disk_bytes));
     if let Some(order) = &stats.order {
         put(&format!(
             "order: {} frames planned ({} bytes), {} fetched ahead ({} bytes, {} of them from the origin), {} used ({} bytes), \
@@ -62,5 +73,4 @@ pub(super) async fn run(args: Args) -> Result<(), Error> {
             counts.origin_bytes,
         ));
     }
-    Ok(())
 }

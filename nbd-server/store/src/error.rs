@@ -160,6 +160,14 @@ pub enum Error {
         /// Bytes that pins may keep together.
         max_bytes: u64,
     },
+    /// Another process uses the cache directory.
+    #[error("cache directory {dir}: {holder} uses it")]
+    CacheInUse {
+        /// The directory.
+        dir: String,
+        /// Which process, as far as it is known.
+        holder: String,
+    },
     /// The read leaves the image.
     #[error("a read of {length} bytes at {offset} leaves the image of {size_bytes} bytes")]
     OutOfBounds {
@@ -215,7 +223,7 @@ impl Told for Error {
             | Self::Order { .. } => Class::Integrity,
             Self::Trust(error) => error.class(),
             Self::Location { .. } | Self::NoVersion { .. } => Class::Usage,
-            Self::Cache { .. } | Self::PinTooLarge { .. } | Self::Access(_) => Class::Host,
+            Self::Cache { .. } | Self::CacheInUse { .. } | Self::PinTooLarge { .. } | Self::Access(_) => Class::Host,
             Self::Local { .. } | Self::OutOfBounds { .. } | Self::Closing => Class::Failure,
         }
     }
@@ -235,6 +243,7 @@ impl Told for Error {
             }
             Self::Offline { .. } => "run `vmnetx-nbd pull LINK` while there is a network".into(),
             Self::PinTooLarge { .. } => "give a larger --disk-cache, or remove pins: `vmnetx-nbd cache pin --list`".into(),
+            Self::CacheInUse { .. } => "end that first, or give this one a --cache-dir of its own".into(),
             Self::Missing { .. }
             | Self::Short { .. }
             | Self::Digest { .. }

@@ -93,7 +93,7 @@ impl Store {
     /// Opens the caches; opens no connection yet.
     ///
     /// # Errors
-    /// [`Error::Cache`] when the cache directory cannot be used.
+    /// [`Error::Cache`] when the cache directory cannot be used, [`Error::CacheInUse`] when another process uses it.
     pub fn open(options: Options) -> Result<Self, Error> {
         let (disk, kept) = match options.disk {
             Some((dir, bytes)) => {
@@ -121,6 +121,12 @@ impl Store {
             trust,
             is_offline,
         })
+    }
+
+    /// The same caches and connections, for a reader who waits so long, believes these links and shows himself so to hosts.
+    #[must_use]
+    pub fn for_reader(&self, retry_for: Duration, trust: Trust, access: Access) -> Self {
+        Self { retry_for, trust: Arc::new(trust), client: self.client.with_access(access), ..self.clone() }
     }
 
     /// Opens the package that a link names.
@@ -194,7 +200,9 @@ impl Store {
         self.memory_bytes
     }
 
-    pub(crate) const fn retry_for(&self) -> Duration {
+    /// How long a read is tried again when the origin fails.
+    #[must_use]
+    pub const fn retry_for(&self) -> Duration {
         self.retry_for
     }
 

@@ -1,12 +1,15 @@
 //! The server over real sockets: raw bytes that no library would send, origins that are slow or fail, starting and
 //! stopping. The numbers in names and comments are those of the list of NBD test cases.
 
+mod attachments;
 mod control;
 mod disk_cache;
 mod handshake;
+mod hosted;
 mod in_flight;
 mod lifecycle;
 mod prefetch;
+mod program;
 mod raw;
 mod residency;
 mod rig;

@@ -26,13 +26,13 @@ pub(crate) struct Rig {
     pub(crate) repository: Repository,
     _origin: BadServer,
     pub(crate) store: Store,
-    pub(crate) package: Arc<Package>,
+    pub(crate) package: Package,
     pub(crate) exports: Exports,
     pub(crate) shutdown: CancellationToken,
     /// Ends when the server has.
     pub(crate) serving: JoinHandle<()>,
     address: Address,
-    pub(crate) dir: TempDir,
+    _dir: TempDir,
 }
 
 enum Address {
@@ -72,14 +72,14 @@ impl Rig {
         let origin = BadServer::start(repository.root(), behave).await;
         let options = Options { memory_bytes: 256 << 20, retry_for: RETRY_FOR, ..Options::default() };
         let store = Store::open(options).unwrap();
-        let package = Arc::new(within(60, store.package(&origin.location())).await.unwrap());
+        let package = within(60, store.package(&origin.location())).await.unwrap();
         let exports = Exports::new();
         for disk in package.disks() {
             exports.add(Export::new(disk.name(), "a disk", Arc::clone(disk)));
         }
         let shutdown = CancellationToken::new();
         let serving = tokio::spawn(serve(listener, exports.clone(), shutdown.clone()));
-        Self { source, repository, _origin: origin, store, package, exports, shutdown, serving, address, dir }
+        Self { source, repository, _origin: origin, store, package, exports, shutdown, serving, address, _dir: dir }
     }
 
     /// A connection on which nothing was said yet.

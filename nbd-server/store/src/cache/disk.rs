@@ -71,7 +71,7 @@ impl DiskCache {
     /// segments and no records, but those of a segment whose index is missing or damaged.
     ///
     /// # Errors
-    /// [`Error::Cache`] when the directory cannot be used or another process uses it.
+    /// [`Error::Cache`] when the directory cannot be used, [`Error::CacheInUse`] when another process uses it.
     pub fn open(dir: &Path, max_bytes: u64) -> Result<Self, Error> {
         // What is fetched is no business of other users.
         let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir);
@@ -212,8 +212,7 @@ fn lock(dir: &Path) -> Result<File, Error> {
             Ok(process) => format!("process {process}"),
             Err(_) => "another process".to_owned(),
         };
-        let reason = format!("{holder} uses it; end that first, or give this one a --cache-dir of its own");
-        return Err(cannot(dir, &reason));
+        return Err(Error::CacheInUse { dir: dir.display().to_string(), holder });
     }
     let _ = lock.set_len(0).and_then(|()| writeln!(lock, "{}", std::process::id()));
     Ok(lock)

@@ -11,6 +11,7 @@ use vmnetx_format::{Digest, OrderFrame};
 use crate::tier::Source;
 
 /// What came of an order until now.
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct OrderCounts {

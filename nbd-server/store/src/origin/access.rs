@@ -186,7 +186,7 @@ fn parse(text: &str) -> Result<Vec<Credentials>, &'static str> {
 
 /// The options of commands that read links by which they show themselves to hosts.
 #[cfg(feature = "clap")]
-#[derive(Debug, Clone, clap::Args)]
+#[derive(Debug, Clone, Default, clap::Args)]
 pub struct AccessArgs {
     /// Send the bearer token in FILE to HOST, over https. Can be given several times. Logins for other hosts are taken from
     /// the netrc file that NETRC names, or from ~/.netrc.
@@ -196,6 +196,12 @@ pub struct AccessArgs {
 
 #[cfg(feature = "clap")]
 impl AccessArgs {
+    /// The hosts and the files with their tokens.
+    #[must_use]
+    pub fn token_files(&self) -> &[(String, PathBuf)] {
+        &self.token_file
+    }
+
     /// What the options and the user's netrc say.
     ///
     /// # Errors

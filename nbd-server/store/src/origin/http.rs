@@ -76,6 +76,11 @@ impl HttpClient {
         Ok(Self { plain, secure, access: Arc::new(access), redirections: Arc::default() })
     }
 
+    /// The same connections for someone who shows himself otherwise.
+    pub(crate) fn with_access(&self, access: Access) -> Self {
+        Self { access: Arc::new(access), redirections: Arc::default(), ..self.clone() }
+    }
+
     async fn request(&self, request: Request<Empty<Bytes>>) -> Result<Response<Incoming>, String> {
         let responding = match request.uri().scheme_str() {
             Some("http") => self.plain.request(request),

@@ -278,7 +278,7 @@ async fn a_directory_has_one_owner() {
     let open = || Store::open(Options { disk: Some((dir.path().to_owned(), MIB)), ..Options::default() });
     let first = open().unwrap();
     let error = open().unwrap_err();
-    assert!(matches!(error, Error::Cache { .. }) && error.class() == Class::Host, "{error}");
+    assert!(matches!(error, Error::CacheInUse { .. }) && error.class() == Class::Host, "{error}");
     assert!(error.to_string().contains(dir.path().to_str().unwrap()), "{error}");
     drop(first);
     open().unwrap();

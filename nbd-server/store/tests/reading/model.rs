@@ -30,7 +30,7 @@ async fn store(memory_bytes: u64, cache_dir: Option<&Path>) -> Store {
     within(20, async {
         loop {
             match Store::open(options.clone()) {
-                Err(Error::Cache { .. }) => tokio::time::sleep(Duration::from_millis(5)).await,
+                Err(Error::CacheInUse { .. }) => tokio::time::sleep(Duration::from_millis(5)).await,
                 opened => return opened.unwrap(),
             }
         }

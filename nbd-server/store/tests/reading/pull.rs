@@ -23,7 +23,7 @@ async fn store(dir: &Path, disk_bytes: u64, offline: bool) -> Store {
     within(20, async {
         loop {
             match Store::open(options.clone()) {
-                Err(Error::Cache { .. }) => tokio::time::sleep(std::time::Duration::from_millis(5)).await,
+                Err(Error::CacheInUse { .. }) => tokio::time::sleep(std::time::Duration::from_millis(5)).await,
                 opened => return opened.unwrap(),
             }
         }

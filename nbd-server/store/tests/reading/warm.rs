@@ -15,7 +15,7 @@ async fn store(dir: &Path) -> Store {
     within(20, async {
         loop {
             match Store::open(options.clone()) {
-                Err(Error::Cache { .. }) => tokio::time::sleep(Duration::from_millis(5)).await,
+                Err(Error::CacheInUse { .. }) => tokio::time::sleep(Duration::from_millis(5)).await,
                 opened => return opened.unwrap(),
             }
         }

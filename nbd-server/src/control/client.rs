@@ -1,0 +1,207 @@
+//! The client's side of the control socket.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::body::Incoming;
+use hyper::header::{CONTENT_TYPE, HOST};
+use hyper::{Method, Request, Response, StatusCode};
+use hyper_util::rt::TokioIo;
+use serde::de::DeserializeOwned;
+use tokio::net::UnixStream;
+use tokio::time::timeout;
+use tokio_util::task::AbortOnDropHandle;
+use vmnetx_format::Record;
+
+use super::api::{AttachRequest, Attached, AttachmentId, AttachmentStats, Beat, Problem, Stats, Versions};
+use crate::Error;
+use crate::limits::{
+    ATTACH_RETRY_MAX, CONTROL_ANSWER_TIMEOUT, CONTROL_BYTES_MAX, LEASE_LINE_BYTES_MAX, LEASE_SILENCE_MAX,
+};
+
+/// A server, known by its control socket.
+#[derive(Debug, Clone)]
+pub struct Control {
+    socket: PathBuf,
+}
+
+/// A lease: while this is there, the attachment is kept.
+#[derive(Debug)]
+pub struct Lease {
+    body: Incoming,
+    line: BytesMut,
+    _connection: AbortOnDropHandle<()>,
+}
+
+impl Control {
+    /// The server whose control socket this is.
+    pub fn new(socket: impl Into<PathBuf>) -> Self {
+        Self { socket: socket.into() }
+    }
+
+    /// The control socket's path.
+    #[must_use]
+    pub fn socket(&self) -> &Path {
+        &self.socket
+    }
+
+    /// What the server is. Servers of all versions answer.
+    ///
+    /// # Errors
+    /// [`Error::NoServer`] when nobody listens, [`Error::Control`] when what answers is no server.
+    pub async fn versions(&self) -> Result<Versions, Error> {
+        self.json(Method::GET, "/version", Bytes::new(), CONTROL_ANSWER_TIMEOUT).await
+    }
+
+    /// Lets the server take no more attachments and end when the last one is gone. Servers of all versions do.
+    ///
+    /// # Errors
+    /// As [`Self::versions`], and [`Error::Refused`].
+    pub async fn drain(&self) -> Result<Versions, Error> {
+        self.json(Method::POST, "/drain", Bytes::new(), CONTROL_ANSWER_TIMEOUT).await
+    }
+
+    /// Attaches a package.
+    ///
+    /// # Errors
+    /// As [`Self::versions`], and [`Error::Refused`] with the reason for which the package cannot be had.
+    pub async fn attach(&self, id: &AttachmentId, request: &AttachRequest) -> Result<Attached, Error> {
+        let body = serde_json::to_vec(request).map_err(|error| self.wrong(error))?;
+        // Each of link, manifest and layout may be tried again for so long.
+        let retry_for = request.retry_for_s.map_or(ATTACH_RETRY_MAX, Duration::from_secs);
+        let patience = retry_for * 3 + CONTROL_ANSWER_TIMEOUT;
+        self.json(Method::PUT, &format!("/v1/attachments/{id}"), body.into(), patience).await
+    }
+
+    /// Ends an attachment, and gives what was done for it.
+    ///
+    /// # Errors
+    /// As [`Self::versions`], and [`Error::Refused`].
+    pub async fn detach(&self, id: &AttachmentId) -> Result<AttachmentStats, Error> {
+        self.json(Method::DELETE, &format!("/v1/attachments/{id}"), Bytes::new(), CONTROL_ANSWER_TIMEOUT).await
+    }
+
+    /// What was done for an attachment.
+    ///
+    /// # Errors
+    /// As [`Self::versions`], and [`Error::Refused`].
+    pub async fn attachment(&self, id: &AttachmentId) -> Result<AttachmentStats, Error> {
+        self.json(Method::GET, &format!("/v1/attachments/{id}"), Bytes::new(), CONTROL_ANSWER_TIMEOUT).await
+    }
+
+    /// What was recorded of an attachment.
+    ///
+    /// # Errors
+    /// As [`Self::versions`], and [`Error::Refused`].
+    pub async fn record(&self, id: &AttachmentId) -> Result<Record, Error> {
+        let path = format!("/v1/attachments/{id}/record");
+        let bytes = self.bytes(Method::GET, &path, Bytes::new(), CONTROL_ANSWER_TIMEOUT).await?;
+        Record::decode(&bytes).map_err(|error| self.wrong(error))
+    }
+
+    /// What the server did.
+    ///
+    /// # Errors
+    /// As [`Self::versions`].
+    pub async fn stats(&self) -> Result<Stats, Error> {
+        self.json(Method::GET, "/v1/stats", Bytes::new(), CONTROL_ANSWER_TIMEOUT).await
+    }
+
+    /// Holds an attachment.
+    ///
+    /// # Errors
+    /// As [`Self::versions`], and [`Error::Refused`].
+    pub async fn hold(&self, id: &AttachmentId) -> Result<Lease, Error> {
+        let path = format!("/v1/attachments/{id}/hold");
+        let asking = self.ask(Method::GET, &path, Bytes::new());
+        let (response, connection) = timeout(CONTROL_ANSWER_TIMEOUT, asking).await.map_err(|_| self.late())??;
+        if !response.status().is_success() {
+            return Err(self.refused(response).await);
+        }
+        Ok(Lease { body: response.into_body(), line: BytesMut::new(), _connection: connection })
+    }
+
+    async fn json<T: DeserializeOwned>(
+        &self,
+        method: Method,
+        path: &str,
+        body: Bytes,
+        patience: Duration,
+    ) -> Result<T, Error> {
+        let bytes = self.bytes(method, path, body, patience).await?;
+        serde_json::from_slice(&bytes).map_err(|error| self.wrong(error))
+    }
+
+    /// The body of a good answer.
+    async fn bytes(&self, method: Method, path: &str, body: Bytes, patience: Duration) -> Result<Bytes, Error> {
+        let answer = async {
+            let (response, _connection) = self.ask(method, path, body).await?;
+            if response.status().is_success() { self.body(response).await } else { Err(self.refused(response).await) }
+        };
+        timeout(patience, answer).await.map_err(|_| self.late())?
+    }
+
+    /// Sends a request on a connection of its own, which ends with the handle.
+    async fn ask(
+        &self,
+        method: Method,
+        path: &str,
+        body: Bytes,
+    ) -> Result<(Response<Incoming>, AbortOnDropHandle<()>), Error> {
+        let stream = UnixStream::connect(&self.socket).await;
+        let stream = stream.map_err(|source| Error::NoServer { socket: self.socket.clone(), source })?;
+        let handshake = hyper::client::conn::http1::handshake(TokioIo::new(stream));
+        let (mut requests, connection) = handshake.await.map_err(|error| self.wrong(error))?;
+        // Its end is told to whoever waits for an answer.
+        let connection = AbortOnDropHandle::new(tokio::spawn(async move { drop(connection.await) }));
+        let request = Request::builder().method(method).uri(path).header(HOST, "localhost");
+        let request = request.header(CONTENT_TYPE, "application/json").body(Full::new(body));
+        let request = request.map_err(|error| self.wrong(error))?;
+        let response = requests.send_request(request).await.map_err(|error| self.wrong(error))?;
+        Ok((response, connection))
+    }
+
+    async fn body(&self, response: Response<Incoming>) -> Result<Bytes, Error> {
+        let body = Limited::new(response.into_body(), CONTROL_BYTES_MAX).collect().await;
+        Ok(body.map_err(|error| self.wrong(error))?.to_bytes())
+    }
+
+    /// Why the server does not do what was asked; if it does not say so, that it is another kind of server.
+    async fn refused(&self, response: Response<Incoming>) -> Error {
+        let status: StatusCode = response.status();
+        match self.body(response).await.map(|body| serde_json::from_slice::<Problem>(&body)) {
+            Ok(Ok(problem)) => Error::Refused(problem),
+            Ok(Err(_)) => self.wrong(format!("it answers {status}")),
+            Err(error) => error,
+        }
+    }
+
+    fn wrong(&self, reason: impl ToString) -> Error {
+        Error::Control { socket: self.socket.display().to_string(), reason: reason.to_string() }
+    }
+
+    fn late(&self) -> Error {
+        self.wrong("it does not answer in time")
+    }
+}
+
+impl Lease {
+    /// Returns when the lease has ended: the attachment or the server is gone, or the server has not been heard for
+    /// [`LEASE_SILENCE_MAX`].
+    pub async fn ended(mut self) {
+        while let Ok(Some(Ok(frame))) = timeout(LEASE_SILENCE_MAX, self.body.frame()).await {
+            let Ok(data) = frame.into_data() else { continue };
+            self.line.extend_from_slice(&data);
+            while let Some(end) = self.line.iter().position(|byte| *byte == b'\n') {
+                if serde_json::from_slice::<Beat>(&self.line.split_to(end + 1)).is_err() {
+                    return;
+                }
+            }
+            if self.line.len() > LEASE_LINE_BYTES_MAX {
+                return;
+            }
+        }
+    }
+}

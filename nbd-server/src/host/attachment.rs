@@ -1,0 +1,197 @@
+//! One attachment: a package, its exports on a socket, and who holds it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+use vmnetx_format::Record;
+use vmnetx_store::{Location, Package, Recorder};
+
+use super::Peer;
+use crate::control::api::{AttachRequest, Attached, AttachmentId, AttachmentStats, ExportSize};
+use crate::limits::{ATTACHMENT_CONNECTIONS_MAX, CONNECTIONS_MAX};
+use crate::server::serve_admitted;
+use crate::{Error, Export, Exports, Listener};
+
+/// A package that is served on a socket of its own.
+#[derive(Debug)]
+pub(crate) struct Attachment {
+    id: AttachmentId,
+    owner: u32,
+    package: Package,
+    /// What it was asked for with.
+    request: AttachRequest,
+    recorder: Option<Arc<Recorder>>,
+    exports: Exports,
+    socket: String,
+    /// How many leases and connections there are.
+    holders: watch::Sender<u64>,
+    /// Cancelled to end it.
+    end: CancellationToken,
+    /// Cancelled when it has ended and is no more among those of its host.
+    gone: CancellationToken,
+}
+
+/// Keeps an attachment alive until it is dropped.
+#[derive(Debug)]
+pub(crate) struct Holder(Arc<Attachment>);
+
+impl Holder {
+    pub(crate) fn new(attachment: &Arc<Attachment>) -> Self {
+        attachment.holders.send_modify(|holders| *holders += 1);
+        Self(Arc::clone(attachment))
+    }
+
+    pub(crate) fn id(&self) -> &AttachmentId {
+        &self.0.id
+    }
+
+    /// Returns when the attachment ends in spite of being held.
+    pub(crate) async fn ended(&self) {
+        self.0.end.cancelled().await;
+    }
+}
+
+impl Drop for Holder {
+    fn drop(&mut self) {
+        self.0.holders.send_modify(|holders| *holders -= 1);
+    }
+}
+
+impl Attachment {
+    /// An attachment that nobody reaches yet.
+    pub(super) fn new(
+        id: AttachmentId,
+        owner: u32,
+        package: Package,
+        request: AttachRequest,
+        socket: String,
+        end: CancellationToken,
+    ) -> Result<Self, Error> {
+        let exports = exports(&package, &request.exports)?;
+        let recorder = request.record.then(|| package.record());
+        let (holders, gone) = (watch::Sender::new(0), CancellationToken::new());
+        Ok(Self { id, owner, package, request, recorder, exports, socket, holders, end, gone })
+    }
+
+    pub(crate) const fn id(&self) -> &AttachmentId {
+        &self.id
+    }
+
+    pub(crate) const fn owner(&self) -> u32 {
+        self.owner
+    }
+
+    pub(crate) const fn package(&self) -> &Package {
+        &self.package
+    }
+
+    /// What was recorded of it, if anything is.
+    pub(crate) fn record(&self) -> Result<Record, Error> {
+        let recorder = self.recorder.as_ref().ok_or(Error::NotRecorded)?;
+        recorder.record().map_err(Error::Unrecordable)
+    }
+
+    /// Whether a request asks for what this is.
+    pub(super) fn check(&self, request: &AttachRequest, location: &Location) -> Result<(), Error> {
+        let had = &self.request;
+        let same = had.link == request.link
+            && location.version.is_none_or(|version| version == self.package.version().manifest)
+            && (had.order, had.record, &had.exports) == (request.order, request.record, &request.exports);
+        if same { Ok(()) } else { Err(Error::OtherAttachment) }
+    }
+
+    /// What its client is told.
+    pub(super) fn told(&self) -> Result<Attached, Error> {
+        Attached::of(&self.id, &self.package, &self.socket, sizes(&self.exports))
+    }
+
+    /// What was done for it so far.
+    pub(crate) fn stats(&self) -> AttachmentStats {
+        AttachmentStats {
+            id: self.id.clone(),
+            uid: self.owner,
+            package: self.package.link().name.to_string(),
+            version: self.package.version().manifest.to_string(),
+            socket: self.socket.clone(),
+            holders: *self.holders.borrow(),
+            origin_requests: self.package.origin_requests(),
+            origin_bytes: self.package.origin_bytes(),
+            order: self.package.order_counts(),
+            recorded_touches: self.recorder.as_ref().map(|recorder| recorder.touches() as u64),
+            exports: self.exports.all().iter().map(|export| export.stats()).collect(),
+        }
+    }
+
+    /// Serves it until it ends: with a grace period, to its owner and until nobody has held it for so long; without one, to
+    /// whoever may connect.
+    pub(super) async fn serve(self: &Arc<Self>, listener: Listener, grace: Option<Duration>) {
+        let admit = |uid: Option<u32>| {
+            let welcome = grace.is_none() || uid.is_some_and(|uid| Peer::new(uid).may_use(self.owner));
+            if !welcome {
+                tracing::warn!(id = self.id.as_str(), uid, "a connection of another user is refused");
+            }
+            welcome.then(|| Holder::new(self))
+        };
+        let connections_max = if grace.is_some() { ATTACHMENT_CONNECTIONS_MAX } else { CONNECTIONS_MAX };
+        let serving = serve_admitted(listener, self.exports.clone(), connections_max, admit, self.end.clone());
+        let lapsing = async {
+            if let Some(grace) = grace {
+                self.until_abandoned(grace).await;
+                tracing::info!(id = self.id.as_str(), "nobody holds it any more");
+                self.end.cancel();
+            }
+        };
+        tokio::join!(serving, async {
+            self.end.run_until_cancelled(lapsing).await;
+        });
+    }
+
+    /// Returns when nobody has held it for `grace`.
+    async fn until_abandoned(&self, grace: Duration) {
+        let mut holders = self.holders.subscribe();
+        loop {
+            // The sender is in this value.
+            let _ = holders.wait_for(|holders| *holders == 0).await;
+            if timeout(grace, holders.changed()).await.is_err() {
+                return;
+            }
+        }
+    }
+
+    /// Ends it; returns when nobody can reach it any more.
+    pub(super) async fn end(&self) {
+        self.end.cancel();
+        self.gone.cancelled().await;
+    }
+
+    pub(super) fn is_gone(&self) {
+        self.gone.cancel();
+    }
+}
+
+/// Exports of the disks that are asked for, or of all.
+fn exports(package: &Package, only: &[String]) -> Result<Exports, Error> {
+    let known = || package.disks().iter().map(|disk| disk.name()).collect::<Vec<_>>().join(", ");
+    if let Some(name) = only.iter().find(|name| package.disk(name).is_none()) {
+        return Err(Error::NoDisk { name: name.clone(), known: known() });
+    }
+    let title = package.link().title.as_ref().map_or_else(|| package.link().name.to_string(), ToString::to_string);
+    let exports = Exports::new();
+    for disk in package.disks() {
+        if only.is_empty() || only.iter().any(|name| name == disk.name()) {
+            disk.warm_index();
+            exports.add(Export::new(disk.name(), title.clone(), Arc::clone(disk)));
+        }
+    }
+    Ok(exports)
+}
+
+/// The names and sizes of exports.
+fn sizes(exports: &Exports) -> Vec<ExportSize> {
+    let size =
+        |export: &Arc<Export>| ExportSize { name: export.name().to_owned(), size_bytes: export.image().size_bytes() };
+    exports.all().iter().map(size).collect()
+}

@@ -1,0 +1,86 @@
+//! The counters of a server: what its attachments have counted together, those that are gone included.
+
+use crate::control::api::{AttachmentStats, ExportStats};
+
+/// A counter of a server. `docs/operations.md` has them all.
+pub(crate) struct Counter {
+    /// Its name, without the ending of its unit and `_total`.
+    pub(crate) name: &'static str,
+    /// One line of help.
+    pub(crate) help: &'static str,
+    /// Whether it counts bytes.
+    pub(crate) is_bytes: bool,
+    value: fn(&AttachmentStats) -> u64,
+}
+
+/// The counters, in the sequence of their sums.
+pub(crate) const COUNTERS: [Counter; 19] = [
+    count("vmnetx_nbd_connections", "NBD connections that reached an export", |of| {
+        sum(of, |export| export.connections)
+    }),
+    count("vmnetx_nbd_requests", "NBD requests of all kinds", |of| sum(of, |export| export.requests)),
+    count("vmnetx_nbd_inline_reads", "NBD reads that the memory tier answered at once", |of| {
+        sum(of, |export| export.inline_reads)
+    }),
+    count("vmnetx_nbd_refused", "NBD requests that a read-only export does not allow", |of| {
+        sum(of, |export| export.refused)
+    }),
+    count("vmnetx_nbd_failed", "NBD requests that failed for want of a chunk", |of| sum(of, |export| export.failed)),
+    bytes("vmnetx_read", "Plain bytes that were read, zeros included", |of| sum(of, |export| export.counts.read_bytes)),
+    count("vmnetx_memory_chunks", "Chunks that the memory tier had", |of| {
+        sum(of, |export| export.counts.memory_chunks)
+    }),
+    count("vmnetx_disk_chunks", "Chunks that the disk tier had", |of| sum(of, |export| export.counts.disk_chunks)),
+    count("vmnetx_origin_chunks", "Chunks that came from origins", |of| sum(of, |export| export.counts.origin_chunks)),
+    count("vmnetx_joined_chunks", "Chunks that another fetch was bringing already", |of| {
+        sum(of, |export| export.counts.joined_chunks)
+    }),
+    count("vmnetx_read_ahead_chunks", "Chunks that were read ahead", |of| {
+        sum(of, |export| export.counts.read_ahead_chunks)
+    }),
+    count("vmnetx_failed_chunks", "Chunks that could not be had", |of| sum(of, |export| export.counts.failed_chunks)),
+    count("vmnetx_origin_requests", "Requests for ranges of packs", |of| of.origin_requests),
+    bytes("vmnetx_origin", "Bytes of bodies that came from origins", |of| of.origin_bytes),
+    bytes("vmnetx_order_planned", "Stored bytes that recorded orders name", |of| {
+        of.order.map_or(0, |order| order.planned_bytes)
+    }),
+    bytes("vmnetx_order_prefetched", "Stored bytes that were fetched ahead by orders", |of| {
+        of.order.map_or(0, |order| order.prefetched_bytes)
+    }),
+    bytes("vmnetx_order_used", "Stored bytes that were fetched ahead by orders and then read", |of| {
+        of.order.map_or(0, |order| order.used_bytes)
+    }),
+    count("vmnetx_order_failed_frames", "Frames of orders that could not be had", |of| {
+        of.order.map_or(0, |order| order.failed_frames)
+    }),
+    count("vmnetx_attached", "Attachments that were made", |_| 1),
+];
+
+/// What was counted, for each of [`COUNTERS`].
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Sums([u64; COUNTERS.len()]);
+
+impl Sums {
+    pub(crate) fn add(&mut self, stats: &AttachmentStats) {
+        for (sum, counter) in self.0.iter_mut().zip(&COUNTERS) {
+            *sum += (counter.value)(stats);
+        }
+    }
+
+    /// The counters and their sums.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (&'static Counter, u64)> {
+        COUNTERS.iter().zip(self.0)
+    }
+}
+
+const fn count(name: &'static str, help: &'static str, value: fn(&AttachmentStats) -> u64) -> Counter {
+    Counter { name, help, is_bytes: false, value }
+}
+
+const fn bytes(name: &'static str, help: &'static str, value: fn(&AttachmentStats) -> u64) -> Counter {
+    Counter { name, help, is_bytes: true, value }
+}
+
+fn sum(stats: &AttachmentStats, value: fn(&ExportStats) -> u64) -> u64 {
+    stats.exports.iter().map(value).sum()
+}
