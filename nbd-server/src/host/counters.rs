@@ -13,8 +13,11 @@ pub(crate) struct Counter {
     value: fn(&AttachmentStats) -> u64,
 }
 
+/// How many counters there are: a type may not depend on their values, which lead back to it.
+const COUNTERS_LEN: usize = 19;
+
 /// The counters, in the sequence of their sums.
-pub(crate) const COUNTERS: [Counter; 19] = [
+pub(crate) const COUNTERS: [Counter; COUNTERS_LEN] = [
     count("vmnetx_nbd_connections", "NBD connections that reached an export", |of| {
         sum(of, |export| export.connections)
     }),
@@ -58,7 +61,7 @@ pub(crate) const COUNTERS: [Counter; 19] = [
 
 /// What was counted, for each of [`COUNTERS`].
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Sums([u64; COUNTERS.len()]);
+pub(crate) struct Sums([u64; COUNTERS_LEN]);
 
 impl Sums {
     pub(crate) fn add(&mut self, stats: &AttachmentStats) {
