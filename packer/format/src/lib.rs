@@ -21,6 +21,7 @@ mod wire;
 
 pub mod limits;
 pub mod machine;
+pub mod migration;
 
 pub use binding::{Binding, NoBinding};
 pub use chunker::{Chunker, ChunkerError, Cutter, Run};

@@ -102,3 +102,27 @@ pub const TITLE_BYTES_MAX: usize = 256;
 
 /// Frames of index that are fetched whole with one request rather than node by node, in stored bytes.
 pub const SMALL_INDEX_BYTES_MAX: u64 = 1 << 20;
+
+/// Bytes of the JSON at the end of a saved VM, which describes its device state.
+pub const VM_DESCRIPTION_BYTES_MAX: usize = 16 << 20;
+
+/// Sections of a saved VM's device state.
+pub const DEVICES_MAX: usize = 1 << 16;
+
+/// Bytes of a machine type's name in a migration stream.
+pub const MACHINE_TYPE_BYTES_MAX: u8 = 128;
+
+/// Capabilities that a migration stream lists.
+pub const CAPABILITIES_MAX: u32 = 64;
+
+/// Bytes of a migration stream that are read ahead.
+pub const STREAM_BUFFER_BYTES: usize = 64 << 10;
+
+/// Bytes of a command's data in a migration stream: its length has 16 bits.
+pub const COMMAND_BYTES_MAX: usize = u16::MAX as usize;
+
+/// Ranges of missing pages that one command of a postcopy migration tells.
+pub const DISCARD_RANGES_MAX: usize = 4000;
+
+/// Bytes of the XML, the cookie and the room behind them in a libvirt save file.
+pub const SAVE_FILE_DATA_BYTES_MAX: u32 = 16 << 20;
