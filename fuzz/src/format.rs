@@ -56,7 +56,7 @@ pub fn manifest(data: &[u8]) {
     match bounded(json_allocation_max(data.len()), || Manifest::decode(data)) {
         Ok(manifest) => {
             assert_eq!(Manifest::decode(&manifest.encode()).as_ref(), Ok(&manifest));
-            assert!(manifest.images().is_ok());
+            assert!(manifest.shapes().is_ok());
             let shown = manifest.memory.iter().flat_map(|memory| &memory.blocks).map(|block| &block.name);
             shown.for_each(assert_printable);
         }

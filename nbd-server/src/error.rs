@@ -55,9 +55,9 @@ pub enum Error {
         /// The path.
         address: String,
     },
-    /// A disk that the package does not have.
-    #[error("the package has no disk {name:?}; it has {known}")]
-    NoDisk {
+    /// An image that the package does not have.
+    #[error("the package has no image {name:?}; it has {known}")]
+    NoImage {
         /// What was asked for.
         name: String,
         /// What there is.
@@ -152,7 +152,7 @@ impl Told for Error {
             Self::Interrupted => Class::Failure,
             Self::Listen { .. } | Self::InUse { .. } | Self::Runtime(_) => Class::Host,
             Self::Sockets { .. } | Self::SocketPath(_) => Class::Host,
-            Self::NoDisk { .. } | Self::BadRequest(_) | Self::Forbidden(_) | Self::OtherAttachment => Class::Usage,
+            Self::NoImage { .. } | Self::BadRequest(_) | Self::Forbidden(_) | Self::OtherAttachment => Class::Usage,
             Self::NoControl => Class::Usage,
             Self::LeaseLost(_) => Class::Failure,
             Self::Refused(problem) => problem.class.into(),

@@ -13,6 +13,7 @@ use vmnetx_store::failure::{Class, Told};
 
 use crate::disk::DiskError;
 use crate::domain::DomainError;
+use crate::memory::MemoryError;
 
 /// Why a command of the packer fails.
 #[derive(Debug, thiserror::Error)]
@@ -40,6 +41,18 @@ pub enum Error {
     /// A disk in another format than raw cannot be read, or must not be.
     #[error(transparent)]
     Disk(#[from] DiskError),
+    /// A saved VM cannot be packed.
+    #[error("saved memory {}", file.display())]
+    Memory {
+        /// Where it is.
+        file: PathBuf,
+        /// Why not.
+        #[source]
+        reason: MemoryError,
+    },
+    /// A file that is needed for a while cannot be written.
+    #[error("write a scratch file in the repository")]
+    Scratch(#[source] io::Error),
     /// A base version refers to something that the repository does not have any more.
     #[error("disk {disk} of the base version: no whole pack of the repository has {digest}")]
     Lost {
@@ -350,6 +363,8 @@ impl Told for Error {
             Self::Repository(error) => error.class(),
             Self::Read(error) => error.class(),
             Self::Disk(error) => error.class(),
+            Self::Memory { reason, .. } => reason.class(),
+            Self::Scratch(source) => Class::of_io(source),
             Self::Push(error) => error.class(),
             Self::File { source, .. } => Class::of_io(source),
             Self::NoDisk { .. } | Self::DuplicateDisk(_) | Self::Machine(_) | Self::Usage(_) => Class::Usage,
@@ -375,6 +390,7 @@ impl Told for Error {
             Self::Repository(error) => return error.hint(),
             Self::Read(error) => return error.hint(),
             Self::Disk(error) => return error.hint(),
+            Self::Memory { reason, .. } => return reason.hint(),
             Self::Push(error) => return error.hint(),
             Self::DiskChanged { .. } => "shut the VM down, or publish a snapshot of its disk".into(),
             Self::NoDisk { .. } => "give the file that holds the disk, or the block device".into(),

@@ -9,6 +9,7 @@ mod info;
 mod keys;
 mod local;
 mod media;
+mod memory;
 mod order;
 mod progress;
 mod prune;
@@ -32,6 +33,7 @@ pub use error::{Damage, Error};
 pub use export::{ExportOptions, ExportReport, Output, export};
 pub use info::{DiskInfo, ListedPackage, PackageInfo, SignatureInfo, StoredInfo, VersionInfo, info, list};
 pub use keys::{KeyReport, generate_key, read_key};
+pub use memory::{MemoryError, MemoryFile, MemoryReport};
 pub use order::{
     LaidOrder, ORDER_LEVEL_DEFAULT, OrderChoice, OrderInfo, OrderOptions, OrderReport, publish_order, read_records,
 };

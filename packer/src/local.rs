@@ -28,7 +28,7 @@ pub(crate) struct LocalLink {
     pub(crate) envelope: Envelope,
 }
 
-/// An image of a version: a disk or a RAM block.
+/// An image of a version.
 #[derive(Debug)]
 pub(crate) struct LocalImage {
     pub(crate) name: String,
@@ -118,12 +118,15 @@ pub(crate) fn images(
     manifest: &Manifest,
 ) -> Result<Vec<LocalImage>, Damage> {
     let path = repository.root().join(vmnetx_format::manifest_path(&version.manifest));
-    let shapes = manifest.images().map_err(|source| DirError::Manifest { path, source })?;
+    let shapes = manifest.shapes().map_err(|source| DirError::Manifest { path, source })?;
     let layout = LayoutObject::decode(&repository.layout(version)?, &shapes)?;
-    let disks = manifest.disks.iter().map(|disk| disk.name.to_string());
-    let blocks = manifest.memory.iter().flat_map(|memory| &memory.blocks).map(|block| block.name.clone());
-    let images = disks.chain(blocks).zip(shapes).zip(layout.images);
-    Ok(images.map(|((name, (geometry, _)), roots)| LocalImage { name, geometry, roots }).collect())
+    let images = manifest.images().zip(shapes).zip(layout.images);
+    let image = |((image, (geometry, _)), roots): ((vmnetx_format::ManifestImage<'_>, _), _)| LocalImage {
+        name: image.name.into_owned(),
+        geometry,
+        roots,
+    };
+    Ok(images.map(image).collect())
 }
 
 impl LocalImage {

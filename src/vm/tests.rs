@@ -65,6 +65,7 @@ impl Bench {
                 size_bytes: (1 << 20) + 100,
                 persist: None,
             }],
+            incoming: None,
             accel: Accel::Tcg,
             display: Display::None,
             network: Network::User,

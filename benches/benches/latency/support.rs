@@ -49,6 +49,7 @@ impl Published {
             disks: vec![DiskFile::raw("disk0".parse().expect("a name"), self.disk())],
             allow_backing: false,
             base: None,
+            memory: None,
             machine: Some(
                 Machine::from_toml(include_str!("../../../qemu-configs/default.toml")).expect("the default machine"),
             ),
@@ -70,7 +71,7 @@ impl Published {
         let location: Location = link.parse().expect("a path");
         let store = Store::open(options).expect("a store");
         let package = store.package(&location).await.expect("the package");
-        let image = Arc::clone(package.disk("disk0").expect("the disk"));
+        let image = Arc::clone(package.image("disk0").expect("the disk"));
         (store, package, image)
     }
 

@@ -10,7 +10,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
-use vmnetx_format::Record;
+use vmnetx_format::{Purpose, Record};
 use vmnetx_store::origin::AccessArgs;
 use vmnetx_store::size::{parse_rate_bytes_per_s, parse_size_bytes};
 use vmnetx_store::trust::TrustArgs;
@@ -215,7 +215,7 @@ async fn open_link(
 ) -> Result<Option<Arc<Attachment>>, Error> {
     let opening = async {
         match args.order {
-            OrderUse::Auto => store.package_in_order(link).await,
+            OrderUse::Auto => store.package_in_order(link, Purpose::Boot).await,
             OrderUse::Off => store.package(link).await,
         }
     };

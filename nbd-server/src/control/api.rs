@@ -8,7 +8,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use utoipa::ToSchema;
-use vmnetx_format::{Digest, Name, PublicKey, Title};
+use vmnetx_format::{Digest, Name, PublicKey, Purpose, Title};
 use vmnetx_store::failure::{Class, Told, describe};
 use vmnetx_store::origin::AccessArgs;
 use vmnetx_store::trust::TrustArgs;
@@ -76,10 +76,14 @@ pub struct AttachRequest {
     /// Whether the package's recorded order is replayed.
     #[serde(default)]
     pub order: OrderUse,
+    /// Whether the VM is to be resumed: its memory is served beside its disks, if it was saved, and of its recorded orders the
+    /// one of a resume is meant.
+    #[serde(default)]
+    pub memory: bool,
     /// Whether first touches are recorded.
     #[serde(default)]
     pub record: bool,
-    /// The disks to serve; none for all.
+    /// The images to serve; none for all disks, and all of memory if that is wanted.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schema(max_items = 64)]
     pub exports: Vec<String>,
@@ -320,6 +324,7 @@ impl AttachRequest {
             token_files: Vec::new(),
             retry_for_s: None,
             order: OrderUse::default(),
+            memory: false,
             record: false,
             exports: Vec::new(),
         }
@@ -346,6 +351,11 @@ impl AttachRequest {
         let token = |(host, file): &(String, PathBuf)| Ok(TokenFile { host: host.clone(), file: told(file)? });
         let token_files = access.token_files().iter().map(token).collect::<Result<_, Error>>()?;
         Ok(Self { trust_keys: trust.keys, accept_unsigned: trust.accept_unsigned, token_files, ..self })
+    }
+
+    /// What the package is opened for.
+    pub(crate) const fn purpose(&self) -> Purpose {
+        if self.memory { Purpose::Resume } else { Purpose::Boot }
     }
 
     /// Whether its lists are within their limits.

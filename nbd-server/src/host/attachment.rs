@@ -70,7 +70,7 @@ impl Attachment {
         socket: String,
         end: CancellationToken,
     ) -> Result<Self, Error> {
-        let exports = exports(&package, &request.exports)?;
+        let exports = exports(&package, &request)?;
         let recorder = request.record.then(|| package.record());
         let (holders, gone) = (watch::Sender::new(0), CancellationToken::new());
         Ok(Self { id, owner, package, request, recorder, exports, socket, holders, end, gone })
@@ -99,7 +99,8 @@ impl Attachment {
         let had = &self.request;
         let same = had.link == request.link
             && location.version.is_none_or(|version| version == self.package.version().manifest)
-            && (had.order, had.record, &had.exports) == (request.order, request.record, &request.exports);
+            && (had.order, had.memory, had.record) == (request.order, request.memory, request.record)
+            && had.exports == request.exports;
         if same { Ok(()) } else { Err(Error::OtherAttachment) }
     }
 
@@ -172,18 +173,19 @@ impl Attachment {
     }
 }
 
-/// Exports of the disks that are asked for, or of all.
-fn exports(package: &Package, only: &[String]) -> Result<Exports, Error> {
-    let known = || package.disks().iter().map(|disk| disk.name()).collect::<Vec<_>>().join(", ");
-    if let Some(name) = only.iter().find(|name| package.disk(name).is_none()) {
-        return Err(Error::NoDisk { name: name.clone(), known: known() });
+/// Exports of the images that are asked for; of all disks if none are, and with memory of all images.
+fn exports(package: &Package, request: &AttachRequest) -> Result<Exports, Error> {
+    let (images, only) = (if request.memory { package.images() } else { package.disks() }, &request.exports);
+    let known = || images.iter().map(|image| image.name()).collect::<Vec<_>>().join(", ");
+    if let Some(name) = only.iter().find(|name| !images.iter().any(|image| image.name() == *name)) {
+        return Err(Error::NoImage { name: name.clone(), known: known() });
     }
     let title = package.link().title.as_ref().map_or_else(|| package.link().name.to_string(), ToString::to_string);
     let exports = Exports::new();
-    for disk in package.disks() {
-        if only.is_empty() || only.iter().any(|name| name == disk.name()) {
-            disk.warm_index();
-            exports.add(Export::new(disk.name(), title.clone(), Arc::clone(disk)));
+    for image in images {
+        if only.is_empty() || only.iter().any(|name| name == image.name()) {
+            image.warm_index();
+            exports.add(Export::new(image.name(), title.clone(), Arc::clone(image)));
         }
     }
     Ok(exports)

@@ -292,7 +292,7 @@ impl Host {
         let retry_for = request.retry_for_s.map_or_else(|| self.0.store.retry_for(), Duration::from_secs);
         let store = self.0.store.for_reader(retry_for.min(ATTACH_RETRY_MAX), trust, self.access(request)?);
         let package = match request.order {
-            OrderUse::Auto => store.package_in_order(location).await,
+            OrderUse::Auto => store.package_in_order(location, request.purpose()).await,
             OrderUse::Off => store.package(location).await,
         }?;
         let listener = folder.listen(id.as_str(), owner)?;

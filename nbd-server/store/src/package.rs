@@ -4,10 +4,11 @@ use std::path::Path;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use tokio::sync::oneshot;
 use url::Url;
 use vmnetx_format::limits::LINK_BYTES_MAX;
 use vmnetx_format::{
-    Digest, Envelope, LayoutObject, Link, LinkError, Manifest, PublicKey, Version, layout_path, link_path,
+    Digest, Envelope, LayoutObject, Link, LinkError, Manifest, PublicKey, Purpose, Version, layout_path, link_path,
     manifest_path,
 };
 
@@ -29,12 +30,14 @@ pub struct Package {
     url: Option<Url>,
     version: Version,
     manifest: Manifest,
-    disks: Vec<Arc<Image>>,
+    /// Disks, RAM blocks, device state.
+    images: Vec<Arc<Image>>,
     origin: Arc<OriginTier>,
     mirrors: Arc<Mirrors>,
     head_bytes: u64,
     believed: Believed,
     order: Option<OrderReplay>,
+    purpose: Purpose,
     _ahead: Option<Ahead>,
 }
 
@@ -50,8 +53,9 @@ struct Head {
 }
 
 impl Package {
-    /// Opens the version that `location` names; `in_order` says whether its recorded order is replayed.
-    pub(crate) async fn open(store: &Store, location: &Location, in_order: bool) -> Result<Self, Error> {
+    /// Opens the version that `location` names; with a purpose, its recorded order of that is replayed.
+    pub(crate) async fn open(store: &Store, location: &Location, purpose: Option<Purpose>) -> Result<Self, Error> {
+        let in_order = purpose.is_some();
         let ahead = if in_order { ahead_of_link(store, location).await } else { None };
         let Head { link, url, believed, mirrors, shown, bytes: link_bytes } = read_link(store, location).await?;
         let version = match &location.version {
@@ -70,7 +74,9 @@ impl Package {
         let origin: Arc<dyn Origin> = Arc::<Mirrors>::clone(&mirrors);
         let plan = Arc::default();
         // At once, for what it brings is what the guest will wait for.
-        let order = in_order.then(|| OrderReplay::start(store, &origin, &version, tiers.clone(), Arc::clone(&plan)));
+        let (tell_purpose, told_purpose) = oneshot::channel();
+        let replay = || OrderReplay::start(store, &origin, &version, tiers.clone(), (Arc::clone(&plan), told_purpose));
+        let order = in_order.then(replay);
         let (manifest_path, layout_path) = (manifest_path(&version.manifest), layout_path(&version.layout));
         let (manifest_object, layout_object) = tokio::try_join!(
             verified(store, &*origin, &manifest_path, version.manifest_bytes, version.manifest),
@@ -79,20 +85,37 @@ impl Package {
         let at = || origin.locate(&manifest_path);
         let manifest =
             Manifest::decode(&manifest_object.bytes).map_err(|source| Error::Manifest { object: at(), source })?;
-        let images = manifest.images().map_err(|source| Error::Manifest { object: at(), source })?;
+        let images = manifest.shapes().map_err(|source| Error::Manifest { object: at(), source })?;
         let layout = LayoutObject::decode(&layout_object.bytes, &images)
             .map_err(|source| Error::Tree { image: link.link.name.to_string(), source })?;
-        let parts = manifest.disks.iter().zip(images).zip(layout.images);
-        let disks = parts.map(|((disk, (geometry, _)), roots)| {
-            Arc::new(Image::new(disk.name.to_string(), geometry, roots, tiers.clone(), Arc::clone(&plan)))
+        // Without memory there is nothing to resume. A replay that does not listen has ended.
+        let purpose = purpose.filter(|purpose| *purpose == Purpose::Boot || manifest.memory.is_some());
+        let purpose = purpose.unwrap_or(Purpose::Boot);
+        let _ = tell_purpose.send(purpose);
+        let parts = manifest.images().zip(images).zip(layout.images);
+        let images = parts.map(|((image, (geometry, _)), roots)| {
+            Arc::new(Image::new(image.name.into_owned(), geometry, roots, tiers.clone(), Arc::clone(&plan)))
         });
-        let disks: Vec<Arc<Image>> = disks.collect();
+        let images: Vec<Arc<Image>> = images.collect();
         if let Some(touched) = in_order.then(|| store.touched(version.manifest)).flatten() {
-            disks.iter().for_each(|disk| disk.note_touches(&touched));
+            images.iter().for_each(|image| image.note_touches(&touched));
         }
         let head_bytes = link_bytes + manifest_object.origin_bytes + layout_object.origin_bytes;
         let origin = frames;
-        Ok(Self { link, url, version, manifest, disks, origin, mirrors, head_bytes, believed, order, _ahead: ahead })
+        Ok(Self {
+            link,
+            url,
+            version,
+            manifest,
+            images,
+            origin,
+            mirrors,
+            head_bytes,
+            believed,
+            order,
+            purpose,
+            _ahead: ahead,
+        })
     }
 
     /// What the link said when the package was opened.
@@ -148,21 +171,28 @@ impl Package {
     /// The disks, in the manifest's order.
     #[must_use]
     pub fn disks(&self) -> &[Arc<Image>] {
-        &self.disks
+        // Disks come first.
+        self.images.get(..self.manifest.disks.len()).unwrap_or_default()
     }
 
-    /// The disk of this name.
+    /// All images: the disks, then RAM blocks and the device state, as [`Manifest::images`] has them.
     #[must_use]
-    pub fn disk(&self, name: &str) -> Option<&Arc<Image>> {
-        self.disks.iter().find(|disk| disk.name() == name)
+    pub fn images(&self) -> &[Arc<Image>] {
+        &self.images
     }
 
-    /// Records the first touches of its images from now on.
+    /// The image of this name.
+    #[must_use]
+    pub fn image(&self, name: &str) -> Option<&Arc<Image>> {
+        self.images.iter().find(|image| image.name() == name)
+    }
+
+    /// Records the first touches of its images from now on, as of what it was opened for.
     #[must_use]
     pub fn record(&self) -> Arc<Recorder> {
-        let names = self.disks.iter().map(|disk| disk.name().to_owned()).collect();
-        let recorder = Arc::new(Recorder::new(self.version.manifest, names));
-        self.disks.iter().enumerate().for_each(|(number, disk)| disk.record(&recorder, number));
+        let names = self.images.iter().map(|image| image.name().to_owned()).collect();
+        let recorder = Arc::new(Recorder::new(self.version.manifest, self.purpose, names));
+        self.images.iter().enumerate().for_each(|(number, image)| image.record(&recorder, number));
         recorder
     }
 

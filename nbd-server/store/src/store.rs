@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::Semaphore;
-use vmnetx_format::Digest;
+use vmnetx_format::{Digest, Purpose};
 
 use crate::cache::{
     Ahead, DiskCache, DiskTier, Files, Flights, MemoryCache, MemoryTier, ObjectCache, SingleFlight, Touched,
@@ -135,15 +135,16 @@ impl Store {
     /// [`Error`] when link, manifest or layout cannot be had or are not what their digests say, or when the link is not to
     /// be believed.
     pub async fn package(&self, location: &Location) -> Result<Package, Error> {
-        Package::open(self, location, false).await
+        Package::open(self, location, None).await
     }
 
-    /// Opens the package that a link names and starts to fetch, ahead of its readers, what its recorded order says.
+    /// Opens the package that a link names and starts to fetch, ahead of its readers, what its recorded order of the purpose
+    /// says. A package without memory can only be booted, whatever the purpose.
     ///
     /// # Errors
     /// As [`Self::package`]. An order that cannot be had is no error: readers fetch for themselves.
-    pub async fn package_in_order(&self, location: &Location) -> Result<Package, Error> {
-        Package::open(self, location, true).await
+    pub async fn package_in_order(&self, location: &Location, purpose: Purpose) -> Result<Package, Error> {
+        Package::open(self, location, Some(purpose)).await
     }
 
     /// The memory tier's cache.

@@ -28,7 +28,10 @@ pub use chunker::{Chunker, ChunkerError, Cutter, Run};
 pub use digest::{Digest, DigestError, Hasher};
 pub use frame::{Compressor, FrameError, decode_frame};
 pub use link::{Envelope, Link, LinkError, Version};
-pub use manifest::{Disk, Manifest, ManifestError, Memory, RamBlock};
+pub use manifest::{
+    Accelerator, DEVICE_STATE_IMAGE, DeviceStateImage, Disk, Manifest, ManifestError, ManifestImage, Memory, RamBlock,
+    ram_image_name,
+};
 pub use name::{Name, NameError, Title};
 pub use order::{
     Covered, MergeError, Order, OrderError, OrderFrame, Purpose, Record, RecordError, RecordTouch, Touch, merge,

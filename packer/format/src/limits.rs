@@ -85,14 +85,20 @@ pub const DISKS_MAX: usize = 16;
 /// RAM blocks of a package's memory.
 pub const RAM_BLOCKS_MAX: usize = 256;
 
-/// Images of a package: its disks and RAM blocks.
-pub const IMAGES_MAX: u32 = (DISKS_MAX + RAM_BLOCKS_MAX) as u32;
+/// Images of a package: its disks, its RAM blocks and its device state.
+pub const IMAGES_MAX: u32 = (DISKS_MAX + RAM_BLOCKS_MAX + 1) as u32;
+
+/// Bytes of an image's name: a disk's, or a RAM block's with its prefix.
+pub const IMAGE_NAME_BYTES_MAX: usize = RAM_BLOCK_NAME_BYTES_MAX + 8;
 
 /// Bytes of a RAM block's name, as QEMU limits it (`RAMBlock.idstr`).
 pub const RAM_BLOCK_NAME_BYTES_MAX: usize = 255;
 
 /// Bytes of a saved VM's device state: everything but its RAM.
 pub const DEVICE_STATE_BYTES_MAX: u64 = 64 << 20;
+
+/// Bytes of the version of the QEMU that saved a VM.
+pub const QEMU_VERSION_BYTES_MAX: usize = 64;
 
 /// Bytes of a package's or a disk's name.
 pub const NAME_BYTES_MAX: usize = 64;

@@ -1,8 +1,13 @@
 //! The manifest: what a version of a package is. Its digest is the version's identity.
 
+use std::borrow::Cow;
+
 use serde::{Deserialize, Serialize};
 
-use crate::limits::{DEVICE_STATE_BYTES_MAX, DISKS_MAX, MANIFEST_BYTES_MAX, RAM_BLOCK_NAME_BYTES_MAX, RAM_BLOCKS_MAX};
+use crate::limits::{
+    DEVICE_STATE_BYTES_MAX, DISKS_MAX, MANIFEST_BYTES_MAX, QEMU_VERSION_BYTES_MAX, RAM_BLOCK_NAME_BYTES_MAX,
+    RAM_BLOCKS_MAX,
+};
 use crate::machine::{Machine, MachineError};
 use crate::name::printable;
 use crate::{Chunker, Digest, FORMAT_NUMBER, Geometry, Name, TreeError, json};
@@ -36,16 +41,42 @@ pub struct Disk {
     pub chunker: Chunker,
 }
 
-/// The memory of a VM that was saved while it ran.
+/// The memory of a VM that was saved while it ran, as it was when its disks were what the version's disks are.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Memory {
-    /// The RAM blocks, as QEMU names them.
+    /// The RAM blocks, as QEMU names them and in its order.
     pub blocks: Vec<RamBlock>,
-    /// The digest of the saved device state.
-    pub device_state: Digest,
-    /// Bytes of the saved device state.
-    pub device_state_bytes: u64,
+    /// What the devices were in.
+    pub device_state: DeviceStateImage,
+    /// What ran the guest's instructions, if it is known: CPUs under another accelerator may lack what the guest uses.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub accelerator: Option<Accelerator>,
+    /// The version of the QEMU that saved it, if it is known; no older one may take it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub qemu: Option<String>,
+}
+
+/// The device state of a saved VM: what follows RAM in its migration stream, as QEMU wrote it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DeviceStateImage {
+    /// Its size.
+    pub size_bytes: u64,
+    /// The digest of its content root.
+    pub content: Digest,
+    /// How it was cut into chunks.
+    pub chunker: Chunker,
+}
+
+/// What runs a guest's instructions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Accelerator {
+    /// The processor itself.
+    Kvm,
+    /// QEMU, which translates them.
+    Tcg,
 }
 
 /// One RAM block of a saved VM, for example `pc.ram`.
@@ -61,6 +92,26 @@ pub struct RamBlock {
     /// How it was cut into chunks.
     pub chunker: Chunker,
 }
+
+/// An image of a version: a disk, a RAM block or the device state.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ManifestImage<'a> {
+    /// Its name in records and as an export, which no other image of the version has: a disk's own, `ram:BLOCK` or
+    /// [`DEVICE_STATE_IMAGE`].
+    pub name: Cow<'a, str>,
+    /// Its size.
+    pub size_bytes: u64,
+    /// The digest of its content root.
+    pub content: Digest,
+    /// How it was cut into chunks.
+    pub chunker: Chunker,
+}
+
+/// What the names of RAM blocks as images begin with; disks have no `:` in theirs.
+const RAM_IMAGE_PREFIX: &str = "ram:";
+
+/// The name of the device state as an image.
+pub const DEVICE_STATE_IMAGE: &str = "vm:device-state";
 
 /// Why bytes are not a manifest.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -95,8 +146,11 @@ pub enum ManifestError {
     )]
     RamBlock(String),
     /// A device state too large.
-    #[error("the manifest's device_state_bytes is {0}, more than {DEVICE_STATE_BYTES_MAX}")]
+    #[error("the manifest's device state has {0} bytes, more than {DEVICE_STATE_BYTES_MAX}")]
     DeviceState(u64),
+    /// A version of QEMU that cannot be.
+    #[error("the manifest's version of QEMU must be 1 to {QEMU_VERSION_BYTES_MAX} bytes of printable ASCII")]
+    Qemu,
     /// A disk too large.
     #[error("disk {name}: {error}")]
     Size {
@@ -151,26 +205,23 @@ impl Manifest {
         Ok(manifest)
     }
 
-    /// The trees' shape and the content root's digest of every image, in the order of the layout object.
+    /// The images, in the order of the layout object and of orders: disks, RAM blocks, device state.
+    pub fn images(&self) -> impl Iterator<Item = ManifestImage<'_>> {
+        let disks = self.disks.iter().map(|disk| ManifestImage {
+            name: disk.name.as_str().into(),
+            size_bytes: disk.size_bytes,
+            content: disk.content,
+            chunker: disk.chunker,
+        });
+        disks.chain(self.memory.iter().flat_map(Memory::images))
+    }
+
+    /// The trees' shape and the content root's digest of every image.
     ///
     /// # Errors
     /// [`ManifestError::Size`] when an image is too large, which [`Self::decode`] has ruled out.
-    pub fn images(&self) -> Result<Vec<(Geometry, Digest)>, ManifestError> {
-        let disks = self.disks.iter().map(|disk| (disk.name.as_str(), disk.size_bytes, disk.content));
-        let blocks = self.memory.iter().flat_map(|memory| &memory.blocks);
-        let blocks = blocks.map(|block| (block.name.as_str(), block.size_bytes, block.content));
-        let shape = |(name, size_bytes, content): (&str, u64, Digest)| {
-            let geometry = Geometry::new(size_bytes);
-            Ok((geometry.map_err(|error| ManifestError::Size { name: printable(&name), error })?, content))
-        };
-        disks.chain(blocks).map(shape).collect()
-    }
-
-    /// The names of the images, in the order of [`Self::images`]. A RAM block may be called as a disk is: a name means the
-    /// first image that has it.
-    pub fn image_names(&self) -> impl Iterator<Item = &str> {
-        let disks = self.disks.iter().map(|disk| disk.name.as_str());
-        disks.chain(self.memory.iter().flat_map(|memory| &memory.blocks).map(|block| block.name.as_str()))
+    pub fn shapes(&self) -> Result<Vec<(Geometry, Digest)>, ManifestError> {
+        self.images().map(|image| Ok((image.geometry()?, image.content))).collect()
     }
 
     fn check(&self) -> Result<(), ManifestError> {
@@ -184,27 +235,68 @@ impl Manifest {
                 return Err(ManifestError::DuplicateDisk(disk.name.clone()));
             }
         }
-        self.images()?;
+        self.shapes()?;
         let names: Vec<Name> = self.disks.iter().map(|disk| disk.name.clone()).collect();
         Ok(self.machine.validate(&names)?)
     }
 }
 
+impl ManifestImage<'_> {
+    /// Its trees' shape.
+    ///
+    /// # Errors
+    /// [`ManifestError::Size`] when it is too large.
+    pub fn geometry(&self) -> Result<Geometry, ManifestError> {
+        Geometry::new(self.size_bytes).map_err(|error| ManifestError::Size { name: printable(&self.name), error })
+    }
+}
+
 impl Memory {
+    fn images(&self) -> impl Iterator<Item = ManifestImage<'_>> {
+        let blocks = self.blocks.iter().map(|block| ManifestImage {
+            name: block.image_name().into(),
+            size_bytes: block.size_bytes,
+            content: block.content,
+            chunker: block.chunker,
+        });
+        let DeviceStateImage { size_bytes, content, chunker } = self.device_state;
+        blocks.chain([ManifestImage { name: DEVICE_STATE_IMAGE.into(), size_bytes, content, chunker }])
+    }
+
     fn check(&self) -> Result<(), ManifestError> {
         for (index, block) in self.blocks.iter().enumerate() {
             let name = &block.name;
-            let good =
-                (1..=RAM_BLOCK_NAME_BYTES_MAX).contains(&name.len()) && name.bytes().all(|b| b.is_ascii_graphic());
+            let good = is_ascii_text(name, RAM_BLOCK_NAME_BYTES_MAX);
             if !good || self.blocks.iter().take(index).any(|other| other.name == *name) {
                 return Err(ManifestError::RamBlock(printable(name)));
             }
         }
-        match self.device_state_bytes {
-            bytes if bytes > DEVICE_STATE_BYTES_MAX => Err(ManifestError::DeviceState(bytes)),
+        if self.device_state.size_bytes > DEVICE_STATE_BYTES_MAX {
+            return Err(ManifestError::DeviceState(self.device_state.size_bytes));
+        }
+        match &self.qemu {
+            Some(version) if !is_ascii_text(version, QEMU_VERSION_BYTES_MAX) => Err(ManifestError::Qemu),
             _ => Ok(()),
         }
     }
+}
+
+impl RamBlock {
+    /// Its name as an image.
+    #[must_use]
+    pub fn image_name(&self) -> String {
+        ram_image_name(&self.name)
+    }
+}
+
+/// The name as an image of the RAM block that QEMU calls `block`.
+#[must_use]
+pub fn ram_image_name(block: &str) -> String {
+    format!("{RAM_IMAGE_PREFIX}{block}")
+}
+
+fn is_ascii_text(text: &str, bytes_max: usize) -> bool {
+    (1..=bytes_max).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_graphic())
 }
 
 const fn count(what: &'static str, count: usize, min: usize, max: usize) -> Result<(), ManifestError> {

@@ -15,7 +15,7 @@ use serde::Serialize;
 use url::Url;
 use vmnetx_format::limits::DISKS_MAX;
 use vmnetx_format::machine::Machine;
-use vmnetx_format::{Chunker, Digest, Disk, Envelope, Manifest, Name, PublicKey, Roots, Title};
+use vmnetx_format::{Chunker, Digest, Disk, Envelope, Manifest, ManifestImage, Name, PublicKey, Roots, Title};
 use vmnetx_store::dir::{Publisher, RepositoryDir, Wait};
 use vmnetx_store::failure::describe;
 
@@ -28,6 +28,7 @@ pub(crate) use self::relayout::{Relay, relayout};
 use crate::catalogue::Known;
 use crate::disk::DiskFile;
 use crate::local::LocalImage;
+use crate::memory::{MemoryFile, MemoryHead, MemoryReport, SavedMemory};
 use crate::order::{Laying, add_records, follow_data, inherited};
 use crate::{Error, LaidOrder, OrderChoice, Progress, Signing};
 
@@ -53,6 +54,8 @@ pub struct BuildOptions {
     pub title: Option<Title>,
     /// Where the repository can be read, the canonical URL first; empty to keep those that the link has.
     pub urls: Vec<Url>,
+    /// The memory that the VM had when its disks were what they are; nothing for a VM that boots.
+    pub memory: Option<MemoryFile>,
     /// How disks are cut; nothing for the way of the version before, by which most chunks are found again.
     pub chunker: Option<Chunker>,
     /// How many earlier versions that are not pinned stay retained, newest first; nothing for all.
@@ -89,15 +92,18 @@ pub struct BuildReport {
     pub key: Option<PublicKey>,
     /// What each disk was read from.
     pub disks: Vec<DiskReport>,
+    /// What was read of the saved memory, if there is one. Its data and zeros are counted below with those of the disks.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub memory: Option<MemoryReport>,
     /// Bytes of all disks.
     pub disk_bytes: u64,
     /// Bytes of the disks that were taken over from the base without a look at them. They are not counted further.
     pub kept_bytes: u64,
-    /// Bytes of the disks that are not zero, in whole blocks.
+    /// Bytes of disks and memory that are not zero, in whole blocks.
     pub data_bytes: u64,
-    /// Bytes of the disks that are zero.
+    /// Bytes of them that are zero.
     pub zero_bytes: u64,
-    /// Chunks of the disks.
+    /// Chunks of them.
     pub chunks: u64,
     /// Chunks that the repository lacked.
     pub new_chunks: u64,
@@ -150,25 +156,51 @@ fn publish_inputs(
         let chunker = disk.chunker.unwrap_or_else(|| chunker(options, &disk.name, previous.as_ref()));
         (disk.name.clone(), Input { name: disk.name.to_string(), source: disk.source, chunker })
     };
-    let (names, disks): (Vec<Name>, Vec<Input>) = disks.into_iter().map(input).unzip();
-    let mut total = 0;
-    for disk in &disks {
-        for leaf in disk.source.leaves() {
+    let (names, mut images): (Vec<Name>, Vec<Input>) = disks.into_iter().map(input).unzip();
+    let (memory, mut total) = match &options.memory {
+        Some(file) => {
+            let saved = SavedMemory::read(file, &machine, publisher, progress)?;
+            let (head, saved) = saved.into_images();
+            images.extend(saved.into_iter().map(|(name, source)| Input { name, source, chunker: Chunker::RAM }));
+            // Reading it was told of already.
+            let read_bytes = head.report.ram_bytes;
+            (Some(head), read_bytes)
+        }
+        None => (None, 0),
+    };
+    for image in &images {
+        for leaf in image.source.leaves() {
             total += leaf?.bytes() as u64;
         }
     }
     progress.total(total);
-    let job = Job { publisher, disks: &disks, level: options.level, progress };
+    let job = Job { publisher, disks: &images, level: options.level, progress };
     let built = pipeline::run(&job, known)?;
-    let manifest_disks = names.into_iter().zip(&disks).zip(&built.images).map(|((name, disk), roots)| Disk {
-        name,
-        size_bytes: disk.source.geometry().size_bytes(),
-        content: Digest::of(&roots.content.encode()),
-        chunker: disk.chunker,
-    });
-    let manifest = Manifest::new(machine, manifest_disks.collect(), None)?;
+    let manifest = manifest(machine, names, memory.as_ref(), &images, &built)?;
     let orders = lay_orders(publisher, options, before.as_ref(), &manifest, &built, progress)?;
-    publish::publish(publisher, options, before, &manifest, (built, orders), reports)
+    let memory = memory.map(|head| head.report);
+    publish::publish(publisher, options, before, &manifest, (built, orders), (reports, memory))
+}
+
+/// The manifest of what was built: disks first, then memory.
+fn manifest(
+    machine: Machine,
+    names: Vec<Name>,
+    memory: Option<&MemoryHead>,
+    images: &[Input],
+    built: &Built,
+) -> Result<Manifest, Error> {
+    let images = images.iter().zip(&built.images);
+    let mut images = images.map(|(image, roots)| (image.source.geometry().size_bytes(), image.chunker, roots));
+    let disks = names.into_iter().zip(&mut images).map(|(name, (size_bytes, chunker, roots))| Disk {
+        name,
+        size_bytes,
+        content: Digest::of(&roots.content.encode()),
+        chunker,
+    });
+    let disks = disks.collect();
+    let memory = memory.map(|head| head.memory(&images.collect::<Vec<_>>())).transpose()?;
+    Ok(Manifest::new(machine, disks, memory)?)
 }
 
 /// Lays out the orders of the version that was built.
@@ -220,14 +252,11 @@ fn lay_orders(
 
 /// The images of a version that was laid out just now.
 fn images_of(manifest: &Manifest, roots: &[Roots]) -> Result<Vec<LocalImage>, Error> {
-    let shapes = manifest.images()?;
-    let images = manifest.image_names().zip(shapes).zip(roots);
-    let image = |((name, (geometry, _)), roots): ((&str, _), &Roots)| LocalImage {
-        name: name.to_owned(),
-        geometry,
-        roots: roots.clone(),
+    let images = manifest.images().zip(roots);
+    let image = |(image, roots): (ManifestImage<'_>, &Roots)| {
+        Ok(LocalImage { geometry: image.geometry()?, name: image.name.into_owned(), roots: roots.clone() })
     };
-    Ok(images.map(image).collect())
+    images.map(image).collect()
 }
 
 /// Checks the names of the disks in their order, and whether the machine has just these.

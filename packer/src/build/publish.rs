@@ -5,6 +5,7 @@ use vmnetx_store::dir::Publisher;
 
 use super::pipeline::Built;
 use super::{BuildOptions, BuildReport, DiskReport};
+use crate::memory::MemoryReport;
 use crate::prune::unix_s;
 use crate::reach::layout_key;
 use crate::versions::{keep, succeed};
@@ -17,7 +18,7 @@ pub(super) fn publish(
     before: Option<Envelope>,
     manifest: &Manifest,
     (Built { images, counts }, orders): (Built, Vec<LaidOrder>),
-    disks: Vec<DiskReport>,
+    (disks, memory): (Vec<DiskReport>, Option<MemoryReport>),
 ) -> Result<BuildReport, Error> {
     let manifest_bytes = manifest.encode();
     let layout_bytes = LayoutObject { images }.encode();
@@ -45,6 +46,7 @@ pub(super) fn publish(
         written_bytes += new.current.manifest_bytes + new.current.layout_bytes;
     }
     let disk_bytes = manifest.disks.iter().map(|disk| disk.size_bytes).sum();
+    let image_bytes: u64 = manifest.images().map(|image| image.size_bytes).sum();
     Ok(BuildReport {
         name: options.name.clone(),
         link: publisher.repository().root().join(link_path(&options.name)),
@@ -54,11 +56,12 @@ pub(super) fn publish(
         serial: new.serial,
         key: options.signing.public_key(),
         disks,
+        memory,
         disk_bytes,
         kept_bytes: counts.kept_bytes,
         data_bytes: counts.data_bytes,
         // The last block of a disk may be partial, and counts as whole.
-        zero_bytes: disk_bytes.saturating_sub(counts.kept_bytes).saturating_sub(counts.data_bytes),
+        zero_bytes: image_bytes.saturating_sub(counts.kept_bytes).saturating_sub(counts.data_bytes),
         chunks: counts.chunks,
         new_chunks: counts.new_chunks,
         new_bytes: counts.new_bytes,

@@ -46,9 +46,7 @@ pub(crate) fn relayout(
     let mut versions = Vec::new();
     let mut inputs = Vec::new();
     for Relay { version, manifest, images } in relays {
-        let chunkers = manifest.disks.iter().map(|disk| disk.chunker);
-        let memory = manifest.memory.iter().flat_map(|memory| &memory.blocks).map(|block| block.chunker);
-        let chunkers: Vec<_> = chunkers.chain(memory).collect();
+        let chunkers: Vec<_> = manifest.images().map(|image| image.chunker).collect();
         versions.push((version, manifest, images.len()));
         let images = images.into_iter().zip(chunkers);
         inputs.extend(images.map(|(image, chunker)| Input {
@@ -127,8 +125,7 @@ impl Laid {
 
 /// Whether the content is what the manifest says: another publisher may have cut otherwise than it has noted.
 fn check(manifest: &Manifest, version: &Version, roots: &[Roots]) -> Result<(), Error> {
-    let disks = manifest.disks.iter().map(|disk| &disk.content);
-    let blocks = manifest.memory.iter().flat_map(|memory| &memory.blocks).map(|block| &block.content);
-    let same = disks.chain(blocks).zip(roots).all(|(content, roots)| Digest::of(&roots.content.encode()) == *content);
+    let mut images = manifest.images().zip(roots);
+    let same = images.all(|(image, roots)| Digest::of(&roots.content.encode()) == image.content);
     if same { Ok(()) } else { Err(Error::OtherContent { version: version.manifest }) }
 }

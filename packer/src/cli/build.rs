@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 use url::Url;
 use vmnetx_format::machine::{MACHINE_BYTES_MAX, Machine, MachineError};
-use vmnetx_format::{Chunker, Name, Title};
+use vmnetx_format::{Accelerator, Chunker, Name, Title};
 use vmnetx_store::size::parse_size_bytes;
 
 use super::common::{ReportArgs, WaitArgs};
@@ -17,8 +17,8 @@ use super::output::{put, shown_bytes};
 use super::sign::SigningArgs;
 use crate::domain::{Description, DiskFiles, DropPath};
 use crate::{
-    BaseOptions, BuildOptions, BuildReport, DiskFile, DiskFormat, Error, LEVEL_DEFAULT, OrderChoice, VersionName,
-    build, read_records,
+    BaseOptions, BuildOptions, BuildReport, DiskFile, DiskFormat, Error, LEVEL_DEFAULT, MemoryFile, OrderChoice,
+    VersionName, build, read_records,
 };
 
 /// The machine of a package whose publisher names none.
@@ -62,6 +62,16 @@ pub(super) struct Args {
     /// Publish without what is refused of the domain at or below this path, such as /domain/devices/hostdev[1].
     #[arg(long, value_name = "PATH", requires = "domain")]
     drop: Vec<DropPath>,
+    /// The memory that the VM had when its disks were what they are: what QMP's `migrate` wrote to a file or a pipe, or a
+    /// file of `virsh save`; `-` is standard input. Whoever can read the package can then read all that was in its RAM.
+    #[arg(long, value_name = "FILE|-")]
+    memory: Option<PathBuf>,
+    /// What ran the guest's instructions when its memory was saved.
+    #[arg(long, value_name = "kvm|tcg", requires = "memory", value_parser = parse_accelerator)]
+    saved_accel: Option<Accelerator>,
+    /// The version of the QEMU that saved the memory, such as 7.2.22.
+    #[arg(long, value_name = "VERSION", requires = "memory")]
+    saved_qemu: Option<String>,
     /// The title that people see.
     #[arg(long, value_name = "TEXT")]
     title: Option<Title>,
@@ -141,6 +151,7 @@ fn options(args: Args) -> Result<(BuildOptions, Option<Description>), Error> {
         allow_backing: args.allow_backing,
         base: args.base.map(|version| BaseOptions { version, trust: args.trust_base }),
         machine,
+        memory: args.memory.map(|file| MemoryFile { file, accelerator: args.saved_accel, qemu: args.saved_qemu }),
         title: args.title,
         urls: args.url,
         chunker: chunker.map_err(|error| Error::Usage(error.to_string()))?,
@@ -236,6 +247,14 @@ fn parse_url(text: &str) -> Result<Url, url::ParseError> {
     Ok(url)
 }
 
+fn parse_accelerator(text: &str) -> Result<Accelerator, &'static str> {
+    match text {
+        "kvm" => Ok(Accelerator::Kvm),
+        "tcg" => Ok(Accelerator::Tcg),
+        _ => Err("say kvm or tcg"),
+    }
+}
+
 fn print(report: &BuildReport) {
     let BuildReport { name, serial, version, chunks, new_chunks, .. } = report;
     if report.published {
@@ -250,9 +269,14 @@ fn print(report: &BuildReport) {
     }
     let [data, zero, new, written] =
         [report.data_bytes, report.zero_bytes, report.new_bytes, report.written_bytes].map(shown_bytes);
+    let what = if report.memory.is_some() { "all  " } else { "disks" };
     let kept =
         if report.kept_bytes > 0 { format!(", {} taken over", shown_bytes(report.kept_bytes)) } else { String::new() };
-    put(&format!("disks     {data} of data, {zero} of zeros{kept}"));
+    if let Some(memory) = &report.memory {
+        let [ram, data, state] = [memory.ram_bytes, memory.data_bytes, memory.device_state_bytes].map(shown_bytes);
+        put(&format!("memory    {ram} of RAM, {data} of it not zero, and {state} of device state"));
+    }
+    put(&format!("{what}     {data} of data, {zero} of zeros{kept}"));
     put(&format!("chunks    {chunks}, of them {new_chunks} new ({new})"));
     put(&format!("written   {written}"));
     put_orders(&report.orders);

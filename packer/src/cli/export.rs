@@ -9,7 +9,7 @@ use super::common::ReportArgs;
 use super::output::{put, put_json, say, shown_bytes};
 use crate::{Error, ExportOptions, Output, export};
 
-/// Write a disk of a package as a raw image, verified.
+/// Write a disk of a package as a raw image, verified. Of a saved VM, ram:BLOCK and vm:device-state are images, too.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     /// An http(s) or vmnetx+http(s) URL, or a path to a link file; #b3=DIGEST asks for one version.

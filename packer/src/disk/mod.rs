@@ -32,7 +32,7 @@ pub(crate) use self::base::{Base, KeptDisk};
 use self::chain::{Chain, Under};
 use self::foreign::{Depth, ForeignDisk};
 pub(crate) use self::overlay::OverlayDisk;
-use self::raw::RawDisk;
+pub(crate) use self::raw::RawDisk;
 use crate::local::LeafNode;
 use crate::{Error, Progress};
 

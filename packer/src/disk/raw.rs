@@ -15,7 +15,7 @@ use crate::Error;
 
 /// A regular file or a block device that holds a disk as it is.
 #[derive(Debug)]
-pub(super) struct RawDisk {
+pub(crate) struct RawDisk {
     path: PathBuf,
     file: File,
     geometry: Geometry,
@@ -35,7 +35,15 @@ impl RawDisk {
         if !kind.is_file() && !kind.is_block_device() {
             return Err(Error::NoDisk { path });
         }
-        let file = File::open(&path).map_err(failed())?;
+        Self::of(File::open(&path).map_err(failed())?, path)
+    }
+
+    /// The image in an open file, which is called `path` where it is told of.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub(crate) fn of(file: File, path: PathBuf) -> Result<Self, Error> {
+        let failed = || Error::file("open disk image", &path);
         let before = file.metadata().map_err(failed())?;
         let size_bytes = seek(&file, SeekFrom::End(0)).map_err(|errno| failed()(errno.into()))?;
         let geometry = match Geometry::new(size_bytes) {

@@ -76,8 +76,8 @@ pub fn export(options: &ExportOptions, progress: &dyn Progress) -> Result<Export
 }
 
 fn disk_position(manifest: &Manifest, options: &ExportOptions) -> Result<usize, Error> {
-    let names = || manifest.disks.iter().map(|disk| disk.name.as_str());
-    names().position(|name| name == options.disk).ok_or_else(|| Error::NoSuchDisk {
+    let names = || manifest.images().map(|image| image.name);
+    names().position(|name| *name == options.disk).ok_or_else(|| Error::NoSuchDisk {
         link: options.link.to_string(),
         disk: options.disk.clone(),
         disks: names().collect::<Vec<_>>().join(", "),

@@ -20,7 +20,7 @@ pub(super) fn export(options: &ExportOptions, target: Target, progress: &dyn Pro
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(Error::Runtime)?;
     let package = open(&runtime, &once_store(&options.trust)?, &options.link, progress)?;
     disk_position(package.manifest(), options)?;
-    let image = Arc::clone(package.disk(&options.disk).ok_or(Error::Stopped)?);
+    let image = Arc::clone(package.image(&options.disk).ok_or(Error::Stopped)?);
     progress.total(image.size_bytes());
     // Writing blocks, so it stays on this thread, and the reads go on beside it.
     let (sender, mut reads) = mpsc::channel(REMOTE_READS);

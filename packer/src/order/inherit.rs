@@ -121,7 +121,7 @@ fn resolve(records: &[Record], manifest: &Manifest, progress: &dyn Progress) -> 
 
 /// Touches of images of one version on those of another, where it has images of the same names.
 fn on_images(touches: &[Touch], from: &Manifest, to: &Manifest) -> Vec<Touch> {
-    let positions: Vec<Option<u32>> = from.image_names().map(|name| position(to, name)).collect();
+    let positions: Vec<Option<u32>> = from.images().map(|image| position(to, &image.name)).collect();
     let moved = |touch: &Touch| {
         let image = (*positions.get(touch.image as usize)?)?;
         Some(Touch { image, ..*touch })
@@ -131,5 +131,5 @@ fn on_images(touches: &[Touch], from: &Manifest, to: &Manifest) -> Vec<Touch> {
 
 fn position(manifest: &Manifest, name: &str) -> Option<u32> {
     // There are no more images than a u32 counts.
-    manifest.image_names().position(|other| other == name).map(|position| position as u32)
+    manifest.images().position(|image| image.name == name).map(|position| position as u32)
 }

@@ -70,7 +70,7 @@ impl Mirror {
         let location = Location { place, version: Some(*version) };
         let package: Package = self.runtime.block_on(self.store.package(&location))?;
         let image = |image: &Arc<Image>| MirrorImage { runtime: Arc::clone(&self.runtime), image: Arc::clone(image) };
-        Ok(package.disks().iter().map(image).collect())
+        Ok(package.images().iter().map(image).collect())
     }
 }
 

@@ -183,7 +183,7 @@ fn relay(
 ) -> Result<Relay, Error> {
     let manifest = repository.manifest(&reached.version)?;
     let path = repository.root().join(vmnetx_format::manifest_path(&reached.version.manifest));
-    let shapes = manifest.images().map_err(|source| vmnetx_store::dir::DirError::Manifest { path, source })?;
+    let shapes = manifest.shapes().map_err(|source| vmnetx_store::dir::DirError::Manifest { path, source })?;
     let copies = mirror.images(&reached.link, &reached.version.manifest)?;
     // Without a layout nothing of the version can be found here.
     let unknown = |_| shapes.into_iter().map(|(geometry, _)| LocalImage::unknown(geometry)).collect();

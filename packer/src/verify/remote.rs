@@ -30,10 +30,10 @@ pub fn verify_remote(
     let mut report = VerifyReport { links: 1, versions: 1, ..VerifyReport::default() };
     match open(&runtime, &once_store(trust)?, location, progress) {
         Ok(package) => {
-            progress.total(package.disks().iter().map(|disk| disk.size_bytes()).sum());
+            progress.total(package.images().iter().map(|disk| disk.size_bytes()).sum());
             let version = package.version().manifest;
-            for disk in package.disks() {
-                let disk = Disk { link: location.to_string(), version, image: disk, depth, findings: &findings };
+            for image in package.images() {
+                let disk = Disk { link: location.to_string(), version, image, depth, findings: &findings };
                 report.read_bytes += runtime.block_on(disk.verify(progress))?;
             }
         }

@@ -17,7 +17,7 @@ fn roots(scene: &Scene, name: &str) -> Vec<Roots> {
     let repository = scene.repository();
     let version = repository.link(&name.parse().unwrap()).unwrap().unwrap().link.current;
     let manifest = repository.manifest(&version).unwrap();
-    LayoutObject::decode(&repository.layout(&version).unwrap(), &manifest.images().unwrap()).unwrap().images
+    LayoutObject::decode(&repository.layout(&version).unwrap(), &manifest.shapes().unwrap()).unwrap().images
 }
 
 fn stored_bytes(place: &NodePlace) -> u64 {

@@ -9,6 +9,7 @@ mod damage;
 mod domain;
 mod formats;
 mod images;
+mod memory;
 mod order;
 mod power_loss;
 mod properties;

@@ -68,6 +68,7 @@ impl Scene {
             disks: vec![DiskFile::raw("disk0".parse().unwrap(), image.to_owned())],
             allow_backing: false,
             base: None,
+            memory: None,
             machine: Some(machine()),
             title: None,
             urls: Vec::new(),

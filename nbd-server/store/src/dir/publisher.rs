@@ -86,6 +86,16 @@ impl Publisher {
         Ok(TemporaryObject { publisher: self, file, path })
     }
 
+    /// A file for what is put together before it is packed; nobody else sees it, and it is gone when it is closed.
+    ///
+    /// # Errors
+    /// [`DirError::Io`].
+    pub fn scratch(&self) -> Result<File, DirError> {
+        let object = self.temporary()?;
+        // Its name goes now, with the object; the file stays for whoever has it open.
+        object.file.try_clone().map_err(io_error("open", &object.path))
+    }
+
     /// Writes the whole immutable object at `path`, relative to the repository, whose bytes have the digest `digest`.
     ///
     /// # Errors

@@ -14,6 +14,7 @@ const LEAF_WORDS: usize = (LEAF_BLOCKS / u64::BITS) as usize;
 #[derive(Debug)]
 pub struct Recorder {
     manifest: Digest,
+    purpose: Purpose,
     /// The names of the images, by their number.
     images: Vec<String>,
     start: Instant,
@@ -37,8 +38,8 @@ struct Touch {
 
 impl Recorder {
     /// Begins to record a run of the version `manifest`, whose images have these names.
-    pub(crate) fn new(manifest: Digest, images: Vec<String>) -> Self {
-        Self { manifest, images, start: Instant::now(), touched: Mutex::default() }
+    pub(crate) fn new(manifest: Digest, purpose: Purpose, images: Vec<String>) -> Self {
+        Self { manifest, purpose, images, start: Instant::now(), touched: Mutex::default() }
     }
 
     /// What was touched until now. A run that touches more than a record can hold is recorded as far as it can.
@@ -52,7 +53,7 @@ impl Recorder {
             Some(RecordTouch { after_ms, image: name(touch)?, first_block, blocks })
         };
         let touches = self.lock().touches.iter().filter_map(row).collect();
-        Record::new(self.manifest, Purpose::Boot, touches)
+        Record::new(self.manifest, self.purpose, touches)
     }
 
     /// How many first touches there were until now.
@@ -110,7 +111,7 @@ mod tests {
 
     #[test]
     fn only_first_touches_are_recorded() {
-        let recorder = Recorder::new(Digest::of(b"manifest"), vec!["disk0".into(), "data".into()]);
+        let recorder = Recorder::new(Digest::of(b"manifest"), Purpose::Boot, vec!["disk0".into(), "data".into()]);
         recorder.touch(0, 8192, 4096);
         recorder.touch(0, 0, 20_000);
         recorder.touch(1, 5, 1);

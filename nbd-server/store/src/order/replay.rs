@@ -6,6 +6,7 @@
 
 use std::sync::{Arc, OnceLock};
 
+use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 use tokio_util::task::AbortOnDropHandle;
 use vmnetx_format::limits::ORDER_BYTES_MAX;
@@ -27,27 +28,30 @@ pub(crate) struct OrderReplay {
 }
 
 impl OrderReplay {
-    /// Fetches the orders of `version` and replays what they say of boots; `plan` is set once they are here. Returns at
-    /// once.
+    /// Fetches the orders of `version` and replays what they say of the purpose that is told meanwhile; the plan is set once
+    /// they are here. Returns at once.
     pub(crate) fn start(
         store: &Store,
         origin: &Arc<dyn Origin>,
         version: &Version,
         tiers: Tiers,
-        plan: Arc<OnceLock<Plan>>,
+        (plan, purpose): (Arc<OnceLock<Plan>>, oneshot::Receiver<Purpose>),
     ) -> Self {
         let (store, origin, orders) = (store.clone(), Arc::clone(origin), version.orders.clone());
         let task = tokio::spawn({
             let plan = Arc::clone(&plan);
             async move {
-                let mut frames = Vec::new();
+                let mut all = Vec::new();
                 for digest in orders {
                     match fetch(&store, &*origin, digest).await {
-                        Ok(order) if order.purpose() == Purpose::Boot => frames.extend_from_slice(order.frames()),
-                        Ok(_) => {}
+                        Ok(order) => all.push(order),
                         Err(error) => tracing::warn!(%error, "nothing is fetched ahead by this order"),
                     }
                 }
+                // Nobody tells it of a package that cannot be opened.
+                let Ok(purpose) = purpose.await else { return };
+                let wanted = all.iter().filter(|order| order.purpose() == purpose);
+                let frames: Vec<_> = wanted.flat_map(|order| order.frames().iter().cloned()).collect();
                 if !frames.is_empty() {
                     plan.get_or_init(|| Plan::new(frames));
                     replay(&plan, &tiers, store.memory_bytes()).await;

@@ -69,7 +69,7 @@ impl Store {
         let bytes = pull.count().await?;
         pull.check_room()?;
         pull.disk.hold(pull.frames.keys().copied());
-        for image in package.disks() {
+        for image in package.images() {
             let mut walk = Walk::new(image);
             while let Some(frames) = walk.next().await? {
                 pull.bring(frames).await?;
@@ -118,7 +118,7 @@ impl Pull<'_> {
     /// Walks the version once to know its frames; gives their stored bytes.
     async fn count(&mut self) -> Result<u64, Error> {
         let mut bytes = 0;
-        for image in self.package.disks() {
+        for image in self.package.images() {
             let mut walk = Walk::new(image);
             while let Some(frames) = walk.next().await? {
                 for frame in frames {

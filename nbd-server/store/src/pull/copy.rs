@@ -127,7 +127,7 @@ fn check_serial(repository: &RepositoryDir, package: &Package) -> Result<(), Cop
 
 /// Adds the packs that hold a version, each with the bytes that are known of it.
 async fn add_packs(package: &Package, packs: &mut BTreeMap<Digest, u64>) -> Result<(), Error> {
-    for image in package.disks() {
+    for image in package.images() {
         let mut walk = Walk::new(image);
         while let Some(frames) = walk.next().await? {
             frames.iter().for_each(|frame| add_place(packs, &frame.place));

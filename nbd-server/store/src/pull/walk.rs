@@ -59,7 +59,7 @@ impl Store {
     /// [`Error`] when the index cannot be had.
     pub async fn survey(&self, package: &Package) -> Result<Vec<ImageSurvey>, Error> {
         let mut surveys = Vec::new();
-        for image in package.disks() {
+        for image in package.images() {
             let mut survey = ImageSurvey { name: image.name().to_owned(), bytes: 0, resident_bytes: 0 };
             let mut seen = HashSet::new();
             let mut walk = Walk::new(image);

@@ -186,13 +186,13 @@ async fn disks_of_one_package_share_chunks_and_keep_their_bytes_apart() {
     let repository = Repository::of_disks(&[("disk0", &one), ("disk1", &two)]);
     let store = store(PLENTY, None).await;
     let package = open(&store, &repository).await;
-    compare(package.disk("disk0").unwrap(), &one, 0, one.size_bytes()).await;
+    compare(package.image("disk0").unwrap(), &one, 0, one.size_bytes()).await;
     let before = package.origin_bytes();
-    compare(package.disk("disk1").unwrap(), &two, 0, two.size_bytes()).await;
+    compare(package.image("disk1").unwrap(), &two, 0, two.size_bytes()).await;
     // Only its index: the other disk holds the same data.
     let more = package.origin_bytes() - before;
     assert!(more < 2000, "{more} bytes came again");
-    assert!(package.disk("disk2").is_none());
+    assert!(package.image("disk2").is_none());
 }
 
 /// An image larger than 8 GiB, whose trees have inner nodes, with a little data here and there.

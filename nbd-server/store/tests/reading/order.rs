@@ -62,7 +62,7 @@ async fn what_an_order_names_is_here_before_anybody_reads_it() {
     let repository = Repository::of(&source);
     publish_frames(&repository, frames(&repository.chunks));
     let store = store(64 << 20);
-    let package = store.package_in_order(&repository.location()).await.unwrap();
+    let package = store.package_in_order(&repository.location(), Purpose::Boot).await.unwrap();
     let counts = until(&package, |counts| counts.done).await;
     let all = repository.chunks.len() as u64;
     assert_eq!((counts.planned_frames, counts.prefetched_frames, counts.used_frames), (all, all, 0));
@@ -104,7 +104,7 @@ async fn a_wrong_order_wastes_bytes_and_does_nothing_else() {
     wrong.push(OrderFrame { digest: Digest::of(b"a stranger"), plain_len: 1 << 20, place: stranger });
     publish_frames(&repository, wrong);
     let store = store(64 << 20);
-    let package = store.package_in_order(&repository.location()).await.unwrap();
+    let package = store.package_in_order(&repository.location(), Purpose::Boot).await.unwrap();
     let counts = until(&package, |counts| counts.done).await;
     assert_eq!(counts.failed_frames, 5);
     let pieces = package.disks()[0].read(0, source.size_bytes()).await.unwrap();
@@ -119,7 +119,7 @@ async fn an_order_that_cannot_be_read_is_done_without() {
         let repository = Repository::of(&source);
         publish(&repository, bytes);
         let store = store(64 << 20);
-        let package = store.package_in_order(&repository.location()).await.unwrap();
+        let package = store.package_in_order(&repository.location(), Purpose::Boot).await.unwrap();
         let pieces = package.disks()[0].read(0, source.size_bytes()).await.unwrap();
         assert!(data(&pieces) == source.bytes());
         assert_eq!(package.order_counts(), None);
@@ -133,7 +133,7 @@ async fn an_order_that_cannot_be_read_is_done_without() {
             std::fs::remove_file(repository.root().join(order_path(&Digest::of(&resume)))).unwrap();
         }
         let store = store(64 << 20);
-        let package = store.package_in_order(&repository.location()).await.unwrap();
+        let package = store.package_in_order(&repository.location(), Purpose::Boot).await.unwrap();
         let pieces = package.disks()[0].read(0, source.size_bytes()).await.unwrap();
         assert!(data(&pieces) == source.bytes());
         assert_eq!(package.order_counts(), None);
@@ -148,7 +148,7 @@ async fn an_order_fills_no_more_than_its_part_of_the_memory_until_it_is_read() {
     publish_frames(&repository, frames(&repository.chunks));
     let memory_bytes = 8 << 20;
     let store = store(memory_bytes);
-    let package = store.package_in_order(&repository.location()).await.unwrap();
+    let package = store.package_in_order(&repository.location(), Purpose::Boot).await.unwrap();
     // It stops by itself, with what was asked for before it saw that there is enough.
     let most = memory_bytes / 2 + (5 << 20);
     let counts = until(&package, |counts| counts.prefetched_bytes > memory_bytes / 2).await;
@@ -172,7 +172,7 @@ async fn a_package_that_is_closed_ends_its_replay() {
     let store = store(4 << 20);
     let tasks = || tokio::runtime::Handle::current().metrics().num_alive_tasks();
     let before = tasks();
-    let package = store.package_in_order(&repository.location()).await.unwrap();
+    let package = store.package_in_order(&repository.location(), Purpose::Boot).await.unwrap();
     until(&package, |counts| counts.prefetched_bytes > 2 << 20).await;
     assert!(tasks() > before, "it waits for readers");
     drop(package);

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use tempfile::TempDir;
+use vmnetx_format::Purpose;
 use vmnetx_store::failure::{Class, Told};
 use vmnetx_store::{DiskCache, Error, Location, Options, Package, Piece, Progress, Pulled, Store};
 
@@ -230,11 +231,11 @@ async fn the_next_session_finds_in_memory_what_this_one_has_read() {
     let origin = BadServer::start(repository.root(), |_| Answer::Good).await;
     let dir: TempDir = tempfile::tempdir().unwrap();
     let cold = store(dir.path(), 64 * MIB, false).await;
-    let package = cold.package_in_order(&origin.location()).await.unwrap();
+    let package = cold.package_in_order(&origin.location(), Purpose::Boot).await.unwrap();
     package.disks()[0].read(0, 1_000_000).await.unwrap();
     drop((package, cold));
     let warm = store(dir.path(), 64 * MIB, false).await;
-    let package = warm.package_in_order(&origin.location()).await.unwrap();
+    let package = warm.package_in_order(&origin.location(), Purpose::Boot).await.unwrap();
     let disk = &package.disks()[0];
     // The index alone.
     disk.extents(0, 4096, 1).await.unwrap();

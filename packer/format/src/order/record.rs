@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::Purpose;
-use crate::limits::{IMAGE_BLOCKS_MAX, ORDER_TOUCHES_MAX, RAM_BLOCK_NAME_BYTES_MAX, RECORD_BYTES_MAX};
+use crate::limits::{IMAGE_BLOCKS_MAX, IMAGE_NAME_BYTES_MAX, ORDER_TOUCHES_MAX, RECORD_BYTES_MAX};
 use crate::{Digest, FORMAT_NUMBER, json};
 
 /// The touches of one run of one version. Images have their names here, because what was recorded of one version may
@@ -26,7 +26,7 @@ pub struct Record {
 pub struct RecordTouch {
     /// Milliseconds since the recording began; no less than in the touch before.
     pub after_ms: u32,
-    /// The name of the disk or RAM block.
+    /// The name of the image, as [`ManifestImage`](crate::ManifestImage) has it.
     pub image: String,
     /// The first block touched, counted from the image's start.
     pub first_block: u64,
@@ -126,9 +126,9 @@ impl RecordTouch {
     /// Says what is wrong with a touch that comes after one at `after_ms`.
     fn check(&self, after_ms: u32) -> Result<(), &'static str> {
         let name = &self.image;
-        let good = (1..=RAM_BLOCK_NAME_BYTES_MAX).contains(&name.len()) && name.bytes().all(|b| b.is_ascii_graphic());
+        let good = (1..=IMAGE_NAME_BYTES_MAX).contains(&name.len()) && name.bytes().all(|b| b.is_ascii_graphic());
         if !good {
-            return Err("is of an image whose name no disk and no RAM block has");
+            return Err("is of an image whose name none has");
         }
         if self.blocks == 0 {
             return Err("has no blocks");
