@@ -148,9 +148,12 @@ impl Pack {
 }
 
 /// Which chunk stands where: each leaf begins with another one and leaves one out at another slot, so that no two are equal
-/// and neighbours lie side by side, as those of a disk do.
+/// and neighbours lie side by side, as those of a disk do. A few leaves have all the chunks, as many have: so many reads
+/// bring as many chunks, wherever they are.
 fn chunk_of(leaf: u32, slot: u64) -> u64 {
-    let (first, left_out) = (u64::from(leaf) % CHUNKS, u64::from(leaf) / CHUNKS);
+    /// Odd, so that the first 1024 leaves begin with as many chunks.
+    const STRIDE: u64 = 61;
+    let (first, left_out) = (u64::from(leaf) * STRIDE % CHUNKS, u64::from(leaf) / CHUNKS);
     (first + slot + u64::from(slot >= left_out)) % CHUNKS
 }
 

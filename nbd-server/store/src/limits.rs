@@ -106,7 +106,7 @@ pub const RANGE_BYTES_MAX: u64 = 4 << 20;
 pub const SKIPPED_BYTES_MAX: u64 = 1 << 30;
 
 /// Bytes of decoded index leaves kept for one image.
-pub const LEAVES_BYTES_MAX: u64 = 32 << 20;
+pub const LEAVES_BYTES_MAX: u64 = 2 << 20;
 
 /// Bytes of the manifests, layout objects and orders that a cache directory keeps.
 pub const OBJECTS_BYTES_MAX: u64 = 256 << 20;

@@ -49,6 +49,11 @@ impl MemoryCache {
         self.0.insert(digest, plain);
     }
 
+    /// Forgets a frame.
+    pub(crate) fn forget(&self, digest: &Digest) {
+        self.0.invalidate(digest);
+    }
+
     /// Bytes that may be kept.
     pub(crate) fn max_bytes(&self) -> u64 {
         self.0.policy().max_capacity().unwrap_or(u64::MAX)

@@ -8,15 +8,11 @@ use vmnetx_format::{
     ContentInner, ContentLeaf, Digest, Geometry, LayoutInner, LayoutLeaf, LeafChunk, NodePlace, Roots, TreeError,
 };
 
-use crate::limits::LEAVES_BYTES_MAX;
+use super::Tiers;
+use super::leaf::{Chunk, Leaf};
+use crate::limits::{DISK_INLINE_BYTES_MAX, LEAVES_BYTES_MAX};
 use crate::tier::{Tier, Wanted, Why};
 use crate::{Counters, Error};
-
-/// A decoded pair of leaves.
-#[derive(Debug, Default)]
-pub(super) struct Leaf {
-    chunks: Box<[LeafChunk]>,
-}
 
 /// Looks up leaves.
 #[derive(Debug)]
@@ -27,7 +23,7 @@ struct Inner {
     image: String,
     geometry: Geometry,
     roots: Roots,
-    tiers: Arc<dyn Tier>,
+    tiers: Tiers,
     counters: Arc<Counters>,
     leaves: moka::sync::Cache<u32, Arc<Leaf>>,
     nodes: moka::sync::Cache<u32, Arc<Roots>>,
@@ -47,23 +43,11 @@ struct Pair {
     layout: bytes::Bytes,
 }
 
-impl Leaf {
-    pub(super) const fn chunks(&self) -> &[LeafChunk] {
-        &self.chunks
-    }
-}
-
 impl Index {
-    pub(super) fn new(
-        image: String,
-        geometry: Geometry,
-        roots: Roots,
-        tiers: Arc<dyn Tier>,
-        counters: Arc<Counters>,
-    ) -> Self {
+    pub(super) fn new(image: String, geometry: Geometry, roots: Roots, tiers: Tiers, counters: Arc<Counters>) -> Self {
         /// Inner nodes that are kept: 128 GiB of image.
         const NODES_MAX: u64 = 16;
-        let weigh = |_: &u32, leaf: &Arc<Leaf>| (size_of_val(leaf.chunks()) + 64) as u32;
+        let weigh = |_: &u32, leaf: &Arc<Leaf>| leaf.weight_bytes();
         let leaves = moka::sync::Cache::builder()
             .max_capacity(LEAVES_BYTES_MAX)
             .weigher(weigh)
@@ -103,7 +87,7 @@ impl Index {
         }
         let Some(child) = self.0.leaf_child(number, why).await? else { return Ok(Arc::clone(&self.0.hole)) };
         let pair = self.0.pair(&child, why).await?;
-        self.0.enter(number, &pair)
+        self.0.enter(number, &child, &pair)
     }
 
     /// The frames of a leaf: the nodes that lead to it, and its chunks; none of a hole.
@@ -115,7 +99,15 @@ impl Index {
             let Some(child) = inner.leaf_child(number, why).await? else { return Ok(frames) };
             frames.extend(wanted(&child));
         }
-        frames.extend(self.leaf(number, why).await?.chunks().iter().map(super::want));
+        let leaf = match self.leaf_now(number) {
+            Some(leaf) => leaf,
+            // Whoever goes through all leaves must not push out those that others read.
+            None => match inner.leaf_child(number, why).await? {
+                Some(child) => Arc::new(inner.leaf(number, &inner.pair(&child, why).await?)?),
+                None => return Ok(frames),
+            },
+        };
+        frames.extend(leaf.chunks().map(Chunk::want));
         Ok(frames)
     }
 
@@ -139,7 +131,7 @@ impl Index {
             return None;
         }
         let pair = inner.pair(&child, Why::Background).await.ok()?;
-        inner.enter(number, &pair).ok()
+        inner.enter(number, &child, &pair).ok()
     }
 
     /// Fetches the whole index with one request if it is small and lies in one piece; returns at once.
@@ -184,15 +176,33 @@ impl Inner {
                 }
                 let node = Arc::new(Roots { content, layout });
                 self.nodes.insert(number, Arc::clone(&node));
+                self.forget(&below_root);
                 node
             }
         };
         Ok(child(&node, leaf % INNER_FANOUT))
     }
 
-    /// Fetches a pair of nodes, which lie side by side: one request.
+    /// A pair of nodes, if it is to be had without waiting: an order may have brought it, and the disk tier keeps what was
+    /// pushed out of memory.
+    fn pair_now(&self, child: &Child) -> Option<Pair> {
+        let Tiers { memory, disk, .. } = &self.tiers;
+        let node = |wanted: Wanted| {
+            memory.get(&wanted.digest).or_else(|| {
+                let disk = disk.as_ref().filter(|_| wanted.plain_len <= DISK_INLINE_BYTES_MAX)?;
+                disk.read_now(&wanted.digest)
+            })
+        };
+        let [content, layout] = wanted(child).map(node);
+        Some(Pair { content: content?, layout: layout? })
+    }
+
+    /// A pair of nodes, which lie side by side: one request if it is not on this host.
     async fn pair(&self, child: &Child, why: Why) -> Result<Pair, Error> {
-        let mut arrivals = self.tiers.fetch(wanted(child).into(), why);
+        if let (Why::Demand, Some(pair)) = (why, self.pair_now(child)) {
+            return Ok(pair);
+        }
+        let mut arrivals = self.tiers.flights.fetch(wanted(child).into(), why);
         let mut nodes = [None, None];
         while let Some(arrival) = arrivals.next().await {
             let found = arrival.result?;
@@ -205,32 +215,44 @@ impl Inner {
         Ok(Pair { content, layout })
     }
 
-    fn enter(&self, number: u32, pair: &Pair) -> Result<Arc<Leaf>, Error> {
+    /// Forgets the plain bytes of a pair that is kept decoded.
+    fn forget(&self, child: &Child) {
+        self.tiers.memory.forget(&child.content);
+        self.tiers.memory.forget(&child.place.layout);
+    }
+
+    fn leaf(&self, number: u32, pair: &Pair) -> Result<Leaf, Error> {
         let content = ContentLeaf::decode(&pair.content, self.geometry.leaf_blocks(number));
         let layout = LayoutLeaf::decode(&pair.layout);
-        let chunks = content.and_then(|content| LeafChunk::join(&content, &layout?)).map_err(|e| self.damaged(e))?;
-        let leaf = Arc::new(Leaf { chunks: chunks.into() });
+        let chunks = content.and_then(|content| LeafChunk::join(&content, &layout?));
+        chunks.and_then(|chunks| Leaf::new(&chunks)).map_err(|e| self.damaged(e))
+    }
+
+    /// Keeps a leaf that somebody reads, in this form alone.
+    fn enter(&self, number: u32, child: &Child, pair: &Pair) -> Result<Arc<Leaf>, Error> {
+        let leaf = Arc::new(self.leaf(number, pair)?);
         self.leaves.insert(number, Arc::clone(&leaf));
+        self.forget(child);
         Ok(leaf)
     }
 
     async fn fetch_all(&self) -> Result<(), Error> {
-        let numbers: Vec<u32> = self.roots.content.children().iter().map(|&(number, _)| number).collect();
-        let frames = numbers.iter().filter_map(|&number| child(&self.roots, number)).flat_map(|child| wanted(&child));
-        let mut arrivals = self.tiers.fetch(frames.collect(), Why::Demand);
-        let mut halves: Vec<[Option<bytes::Bytes>; 2]> = vec![[None, None]; numbers.len()];
+        let numbers = self.roots.content.children().iter().map(|&(number, _)| number);
+        let leaves: Vec<(u32, Child)> =
+            numbers.filter_map(|number| Some((number, child(&self.roots, number)?))).collect();
+        let frames = leaves.iter().flat_map(|(_, child)| wanted(child)).collect();
+        let mut arrivals = self.tiers.flights.fetch(frames, Why::Demand);
+        let mut halves: Vec<[Option<bytes::Bytes>; 2]> = vec![[None, None]; leaves.len()];
         while let Some(arrival) = arrivals.next().await {
             let found = arrival.result?;
             self.counters.node(&found);
-            let (Some(pair), Some(&number)) = (halves.get_mut(arrival.index / 2), numbers.get(arrival.index / 2))
-            else {
-                continue;
-            };
+            let place = arrival.index / 2;
+            let (Some(pair), Some((number, child))) = (halves.get_mut(place), leaves.get(place)) else { continue };
             pair[arrival.index % 2] = Some(found.plain);
             if let [Some(content), Some(layout)] = pair {
                 let whole = Pair { content: content.clone(), layout: layout.clone() };
                 *pair = [None, None];
-                self.enter(number, &whole)?;
+                self.enter(*number, child, &whole)?;
             }
         }
         Ok(())

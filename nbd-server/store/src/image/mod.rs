@@ -1,6 +1,7 @@
 //! Random access to an image: an offset is looked up in the index, and its chunks are fetched through the tiers.
 
 mod index;
+mod leaf;
 mod prefetch;
 mod read_ahead;
 mod residency;
@@ -11,9 +12,10 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use bytes::Bytes;
 use tokio::sync::Semaphore;
 use vmnetx_format::limits::LEAF_BLOCKS;
-use vmnetx_format::{BLOCK_BYTES, Geometry, LeafChunk, Roots};
+use vmnetx_format::{BLOCK_BYTES, Geometry, Roots};
 
-use self::index::{Index, Leaf};
+use self::index::Index;
+use self::leaf::{Chunk, Leaf, Step, Touch};
 use self::read_ahead::ReadAhead;
 pub use self::residency::Residency;
 use crate::cache::{DiskCache, MemoryCache, SingleFlight, Touched};
@@ -81,15 +83,6 @@ pub(crate) struct Tiers {
     pub(crate) background: Arc<Semaphore>,
 }
 
-/// A chunk that a read touches: the part of it that is wanted, and where that part stands in the answer.
-struct Touch<'a> {
-    chunk: &'a LeafChunk,
-    /// Bytes of the chunk before the wanted part.
-    skip: u64,
-    /// Bytes of the wanted part.
-    length: u64,
-}
-
 impl Touch<'_> {
     /// The wanted part of the chunk, whose bytes have its digest. Nothing when the index gives the chunk another length
     /// than it has: another index may have told the caches the true one.
@@ -119,8 +112,7 @@ impl Piece {
 impl Image {
     pub(crate) fn new(name: String, geometry: Geometry, roots: Roots, tiers: Tiers, plan: Arc<OnceLock<Plan>>) -> Self {
         let counters = Arc::new(Counters::default());
-        let outermost: Arc<dyn Tier> = Arc::<SingleFlight>::clone(&tiers.flights);
-        let index = Index::new(name.clone(), geometry, roots, outermost, Arc::clone(&counters));
+        let index = Index::new(name.clone(), geometry, roots, tiers.clone(), Arc::clone(&counters));
         let read_ahead = Mutex::default();
         let watch = Watch { recorder: OnceLock::new(), plan, touched: OnceLock::new() };
         Self { name, index, tiers, counters, read_ahead, watch }
@@ -172,12 +164,12 @@ impl Image {
         while at < end {
             let stop = end.min((at / LEAF_BYTES + 1) * LEAF_BYTES);
             let hit = self.index.leaf_now((at / LEAF_BYTES) as u32).is_some_and(|leaf| {
-                each_touch(&leaf, at, stop, |step| match step {
+                leaf.each_touch(at, stop, |step| match step {
                     Step::Zeros(zeros) => {
                         push_zeros(out, before, zeros);
                         true
                     }
-                    Step::Chunk(touch) => self.tiers.memory.get(&touch.chunk.digest).is_some_and(|plain| {
+                    Step::Chunk(touch) => self.tiers.memory.get(touch.chunk.digest()).is_some_and(|plain| {
                         hits += 1;
                         self.watch.chunk(touch.chunk);
                         touch.cut(&plain).map(|piece| out.push(piece)).is_some()
@@ -240,7 +232,7 @@ impl Image {
             }
             looked += u32::from(!self.index.is_hole(number));
             let leaf = self.index.leaf(number, Why::Demand).await?;
-            each_touch(&leaf, at, stop, |step| {
+            leaf.each_touch(at, stop, |step| {
                 let (length, hole) = match step {
                     Step::Zeros(zeros) => (zeros, true),
                     Step::Chunk(touch) => (touch.length, false),
@@ -280,12 +272,12 @@ impl Image {
         let mut wanted = Vec::new();
         // Pieces in their order; those that wait for a chunk hold its position in `wanted`.
         let mut parts = Vec::new();
-        each_touch(leaf, at, stop, |step| {
+        leaf.each_touch(at, stop, |step| {
             parts.push(match step {
                 Step::Zeros(zeros) => Part::Zeros(zeros),
                 Step::Chunk(touch) => {
                     self.watch.chunk(touch.chunk);
-                    match self.tiers.memory.get(&touch.chunk.digest) {
+                    match self.tiers.memory.get(touch.chunk.digest()) {
                         Some(plain) => {
                             self.counters.hits(1);
                             Part::Here(plain, touch)
@@ -293,7 +285,7 @@ impl Image {
                         None => match self.disk_now(touch.chunk) {
                             Some(plain) => Part::Here(plain, touch),
                             None => {
-                                wanted.push(want(touch.chunk));
+                                wanted.push(touch.chunk.want());
                                 Part::Waiting(wanted.len() - 1, touch)
                             }
                         },
@@ -335,10 +327,10 @@ impl Image {
     }
 
     /// A chunk of the disk tier, if that needs no waiting: going through the tiers would take longer than decompressing it.
-    fn disk_now(&self, chunk: &LeafChunk) -> Option<Bytes> {
+    fn disk_now(&self, chunk: Chunk<'_>) -> Option<Bytes> {
         let disk = self.tiers.disk.as_ref().filter(|_| chunk.plain_len() <= DISK_INLINE_BYTES_MAX)?;
-        let plain = disk.read_now(&chunk.digest)?;
-        self.tiers.memory.insert(chunk.digest, plain.clone());
+        let plain = disk.read_now(chunk.digest())?;
+        self.tiers.memory.insert(*chunk.digest(), plain.clone());
         self.counters.disk_hit();
         Some(plain)
     }
@@ -379,12 +371,12 @@ impl Image {
             return;
         }
         let leaf_end = (window.start / LEAF_BYTES + 1) * LEAF_BYTES;
-        each_touch(leaf, window.start, window.end.min(leaf_end), |step| {
+        leaf.each_touch(window.start, window.end.min(leaf_end), |step| {
             if let Step::Chunk(touch) = step {
-                let digest = &touch.chunk.digest;
+                let digest = touch.chunk.digest();
                 let known = self.tiers.memory.contains(digest) || self.tiers.flights.is_under_way(digest);
                 if !known && !wanted.iter().any(|other| other.digest == *digest) {
-                    wanted.push(want(touch.chunk));
+                    wanted.push(touch.chunk.want());
                 }
             }
             true
@@ -411,12 +403,12 @@ impl Watch {
     }
 
     /// Somebody reads from a chunk.
-    fn chunk(&self, chunk: &LeafChunk) {
+    fn chunk(&self, chunk: Chunk<'_>) {
         if let Some(plan) = self.plan.get() {
-            plan.read(&chunk.digest);
+            plan.read(chunk.digest());
         }
         if let Some(touched) = self.touched.get() {
-            touched.note(&chunk.digest, chunk.plain_len());
+            touched.note(chunk.digest(), chunk.plain_len());
         }
     }
 }
@@ -428,46 +420,10 @@ enum Part<'a> {
     Waiting(usize, Touch<'a>),
 }
 
-enum Step<'a> {
-    Zeros(u64),
-    Chunk(Touch<'a>),
-}
-
-fn want(chunk: &LeafChunk) -> Wanted {
-    Wanted { digest: chunk.digest, plain_len: chunk.plain_len(), place: chunk.place.clone() }
-}
-
 /// Adds zeros to the pieces from `first` on, which are this answer's.
 fn push_zeros(out: &mut Vec<Piece>, first: usize, zeros: u64) {
     match out.get_mut(first..).and_then(<[Piece]>::last_mut) {
         Some(Piece::Zeros(length)) => *length += zeros,
         _ => out.push(Piece::Zeros(zeros)),
     }
-}
-
-/// Walks the chunks and holes of a leaf between two offsets of the image until `visit` says false; gives back what it
-/// said last.
-fn each_touch<'a>(leaf: &'a Leaf, at: u64, stop: u64, mut visit: impl FnMut(Step<'a>) -> bool) -> bool {
-    let base = at / LEAF_BYTES * LEAF_BYTES;
-    let (mut at, stop) = (at - base, stop.saturating_sub(base));
-    let block = BLOCK_BYTES as u64;
-    let first = leaf.chunks().partition_point(|chunk| u64::from(chunk.first_block + chunk.blocks) * block <= at);
-    for chunk in leaf.chunks().iter().skip(first) {
-        let start = u64::from(chunk.first_block) * block;
-        if at >= stop || start >= stop {
-            break;
-        }
-        if start > at {
-            if !visit(Step::Zeros(start - at)) {
-                return false;
-            }
-            at = start;
-        }
-        let end = stop.min(start + u64::from(chunk.plain_len()));
-        if !visit(Step::Chunk(Touch { chunk, skip: at - start, length: end - at })) {
-            return false;
-        }
-        at = end;
-    }
-    at >= stop || visit(Step::Zeros(stop - at))
 }

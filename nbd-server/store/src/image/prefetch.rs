@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use tokio::task::JoinSet;
 
-use super::{Image, LEAF_BYTES, Step, Tiers, each_touch, want};
+use super::{Image, LEAF_BYTES, Step, Tiers};
 use crate::limits::{PREFETCH_IN_FLIGHT_BLOCKS, PREFETCH_PARTS, PREFETCH_REQUEST_BLOCKS};
 use crate::tier::{Tier, Wanted, Why};
 use crate::{Counters, Error};
@@ -40,16 +40,16 @@ impl Image {
             let stop = end.min((at / LEAF_BYTES + 1) * LEAF_BYTES);
             let leaf = self.index.leaf((at / LEAF_BYTES) as u32, Why::Background).await?;
             let mut missing = Vec::new();
-            each_touch(&leaf, at, stop, |step| {
+            leaf.each_touch(at, stop, |step| {
                 if let Step::Chunk(touch) = step
-                    && !self.tiers.have(&touch.chunk.digest)
+                    && !self.tiers.have(touch.chunk.digest())
                 {
                     missing.push(touch.chunk);
                 }
                 true
             });
             for chunk in missing {
-                prefetch.add(want(chunk), chunk.blocks).await?;
+                prefetch.add(chunk.want(), chunk.blocks()).await?;
             }
             at = stop;
         }

@@ -2,8 +2,8 @@
 
 use vmnetx_format::Digest;
 
-use super::index::Leaf;
-use super::{Image, LEAF_BYTES, Step, Tiers, each_touch};
+use super::leaf::{Leaf, Step};
+use super::{Image, LEAF_BYTES, Tiers};
 use crate::Error;
 use crate::limits::RESIDENCY_LEAVES_MAX;
 
@@ -44,7 +44,7 @@ impl Image {
             let number = (at / LEAF_BYTES) as u32;
             match self.index.leaf_here(number, |digest| self.tiers.have(digest)).await {
                 Some(leaf) => {
-                    looked += u32::from(!leaf.chunks().is_empty());
+                    looked += u32::from(!leaf.is_hole());
                     self.leaf_residency(&leaf, at, stop, extents_max, &mut out);
                     // Thousands of look-ups may lie behind: let others have their turn.
                     tokio::task::yield_now().await;
@@ -58,10 +58,10 @@ impl Image {
     }
 
     fn leaf_residency(&self, leaf: &Leaf, at: u64, stop: u64, extents_max: usize, out: &mut Vec<Residency>) {
-        each_touch(leaf, at, stop, |step| {
+        leaf.each_touch(at, stop, |step| {
             match step {
                 Step::Zeros(zeros) => push(out, zeros, false),
-                Step::Chunk(touch) => push(out, touch.length, !self.tiers.have(&touch.chunk.digest)),
+                Step::Chunk(touch) => push(out, touch.length, !self.tiers.have(touch.chunk.digest())),
             }
             out.len() <= extents_max
         });
