@@ -105,8 +105,12 @@ pub const RANGE_BYTES_MAX: u64 = 4 << 20;
 /// Bytes of a response that are passed over when a server ignores the Range header.
 pub const SKIPPED_BYTES_MAX: u64 = 1 << 30;
 
-/// Bytes of decoded index leaves kept for one image.
+/// Bytes of decoded index leaves kept for one image: those of 2.6 GiB without a hole, or all of an index that is fetched whole.
 pub const LEAVES_BYTES_MAX: u64 = 2 << 20;
+
+/// Bytes of what is kept of other leaves, because it was read: about as much as leads to the chunks of a memory tier of
+/// 512 MiB.
+pub const LEAF_PARTS_BYTES_MAX: u64 = 8 << 20;
 
 /// Bytes of the manifests, layout objects and orders that a cache directory keeps.
 pub const OBJECTS_BYTES_MAX: u64 = 256 << 20;

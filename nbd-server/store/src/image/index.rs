@@ -1,4 +1,5 @@
-//! The index of an image: leaves are fetched when they are touched and kept decoded.
+//! The index of an image: leaves are fetched when they are touched and kept decoded; of those that are pushed out, the parts
+//! that were read stay.
 
 use std::sync::Arc;
 
@@ -8,9 +9,9 @@ use vmnetx_format::{
     ContentInner, ContentLeaf, Digest, Geometry, LayoutInner, LayoutLeaf, LeafChunk, NodePlace, Roots, TreeError,
 };
 
-use super::Tiers;
-use super::leaf::{Chunk, Leaf};
-use crate::limits::{DISK_INLINE_BYTES_MAX, LEAVES_BYTES_MAX};
+use super::leaf::{Chunk, Leaf, PART_BYTES};
+use super::{LEAF_BYTES, Tiers};
+use crate::limits::{DISK_INLINE_BYTES_MAX, LEAF_PARTS_BYTES_MAX, LEAVES_BYTES_MAX};
 use crate::tier::{Tier, Wanted, Why};
 use crate::{Counters, Error};
 
@@ -26,9 +27,13 @@ struct Inner {
     tiers: Tiers,
     counters: Arc<Counters>,
     leaves: moka::sync::Cache<u32, Arc<Leaf>>,
+    /// Parts of leaves that were pushed out, by their numbers in the image.
+    parts: Parts,
     nodes: moka::sync::Cache<u32, Arc<Roots>>,
     hole: Arc<Leaf>,
 }
+
+type Parts = moka::sync::Cache<u64, Arc<Leaf>>;
 
 /// A node to be fetched: the content node's digest and where the pair is stored.
 #[derive(Debug, Clone)]
@@ -48,13 +53,23 @@ impl Index {
         /// Inner nodes that are kept: 128 GiB of image.
         const NODES_MAX: u64 = 16;
         let weigh = |_: &u32, leaf: &Arc<Leaf>| leaf.weight_bytes();
+        let parts: Parts = moka::sync::Cache::builder()
+            .max_capacity(LEAF_PARTS_BYTES_MAX)
+            .weigher(|_, part: &Arc<Leaf>| part.weight_bytes())
+            .eviction_policy(EvictionPolicy::lru())
+            .build();
+        let kept = parts.clone();
         let leaves = moka::sync::Cache::builder()
             .max_capacity(LEAVES_BYTES_MAX)
             .weigher(weigh)
             .eviction_policy(EvictionPolicy::lru())
+            .eviction_listener(move |number: Arc<u32>, leaf: Arc<Leaf>, _| {
+                let first = u64::from(*number) * (LEAF_BYTES / PART_BYTES);
+                leaf.touched_parts().for_each(|(part, of)| kept.insert(first + u64::from(part), Arc::new(of)));
+            })
             .build();
         let nodes = moka::sync::Cache::builder().max_capacity(NODES_MAX).eviction_policy(EvictionPolicy::lru()).build();
-        Self(Arc::new(Inner { image, geometry, roots, tiers, counters, leaves, nodes, hole: Arc::default() }))
+        Self(Arc::new(Inner { image, geometry, roots, tiers, counters, leaves, parts, nodes, hole: Arc::default() }))
     }
 
     pub(super) fn geometry(&self) -> Geometry {
@@ -78,6 +93,15 @@ impl Index {
     /// The leaf, if it is here or is a hole.
     pub(super) fn leaf_now(&self, number: u32) -> Option<Arc<Leaf>> {
         self.0.leaves.get(&number).or_else(|| self.is_hole(number).then(|| Arc::clone(&self.0.hole)))
+    }
+
+    /// What is to be walked between two offsets of a leaf, if that is here.
+    pub(super) fn range_now(&self, at: u64, stop: u64) -> Option<Arc<Leaf>> {
+        if let Some(leaf) = self.leaf_now((at / LEAF_BYTES) as u32) {
+            return Some(leaf);
+        }
+        let part = at / PART_BYTES;
+        (stop <= (part + 1) * PART_BYTES).then(|| self.0.parts.get(&part)).flatten()
     }
 
     /// The leaf, fetched if need be.

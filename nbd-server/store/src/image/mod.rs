@@ -163,7 +163,8 @@ impl Image {
         let mut hits = 0;
         while at < end {
             let stop = end.min((at / LEAF_BYTES + 1) * LEAF_BYTES);
-            let hit = self.index.leaf_now((at / LEAF_BYTES) as u32).is_some_and(|leaf| {
+            let hit = self.index.range_now(at, stop).is_some_and(|leaf| {
+                leaf.touch(at, stop);
                 leaf.each_touch(at, stop, |step| match step {
                     Step::Zeros(zeros) => {
                         push_zeros(out, before, zeros);
@@ -203,6 +204,7 @@ impl Image {
         while at < end {
             let stop = end.min((at / LEAF_BYTES + 1) * LEAF_BYTES);
             let leaf = self.index.leaf((at / LEAF_BYTES) as u32, Why::Demand).await?;
+            leaf.touch(at, stop);
             self.read_leaf(&leaf, at, stop, &mut out).await?;
             at = stop;
         }
