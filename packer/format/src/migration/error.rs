@@ -69,7 +69,7 @@ pub enum Unsupported {
     #[error("was sent over RDMA: its pages are elsewhere")]
     Rdma,
     /// The stream is that of a migration whose target asks for pages.
-    #[error("was sent with the capability postcopy-ram")]
+    #[error("was sent with the capability postcopy-ram or dirty-bitmaps")]
     Postcopy,
     /// Pages lie at fixed places of the file.
     #[error("was saved with the capability mapped-ram")]
@@ -86,8 +86,8 @@ pub enum Unsupported {
     /// More in the configuration than is known.
     #[error("has a configuration with {0}, which is not known")]
     ConfigurationPart(String),
-    /// Something beside RAM that is sent while the guest runs, and may change what RAM means: a disk's blocks, dirty
-    /// bitmaps, a passed-through device, plugged memory.
+    /// Something beside RAM that is sent while the guest runs, and may change what RAM means: a disk's blocks, a
+    /// passed-through device, plugged memory.
     #[error("has a section {0} before the end of guest RAM, which cannot be packaged")]
     Section(String),
     /// The section `ram` in another version.
@@ -127,9 +127,7 @@ impl Unsupported {
             Self::Rdma => "save to a file instead: migrate to exec:cat>FILE",
             Self::PageBits(_) => "only guests of x86 can be packaged running",
             Self::NoConfiguration | Self::NoDescription => "give the VM a newer machine type, boot it anew and save it",
-            Self::Section(_) => {
-                "save without block migration and dirty bitmaps, and unplug passed-through devices and virtio-mem before"
-            }
+            Self::Section(_) => "save without block migration, and unplug passed-through devices and virtio-mem before",
             Self::ConfigurationPart(_) | Self::RamVersion(_) | Self::Command(_) => "use a newer vmnetx",
         }
     }
