@@ -8,6 +8,9 @@ use std::path::{Path, PathBuf};
 
 use bytes::BytesMut;
 use vmnetx_format::machine::Machine;
+use vmnetx_format::migration::{
+    Block, Compression, Configuration, DeviceState, PAGE_BYTES, PageAt, Precopy, SaveFile, StreamWriter,
+};
 use vmnetx_format::{
     Chunker, Compressor, ContentInner, ContentLeaf, Digest, Disk, Envelope, Kind, LayoutInner, LayoutLeaf,
     LayoutObject, Link, Manifest, NodePlace, Order, OrderFrame, PackBuilder, Place, Purpose, Record, RecordTouch,
@@ -44,6 +47,7 @@ fn main() -> Result {
     frames(&put)?;
     orders(&put)?;
     publisher(&put)?;
+    migration(&put)?;
     server(&put)?;
     client(&put)
 }
@@ -75,6 +79,39 @@ fn publisher(put: &impl Fn(&str, &str, &[u8]) -> Result) -> Result {
                  RW 8 FLAT \"image-flat.vmdk\" 0\n";
     put("image_chain", "vmdk", vmdk)?;
     put("image_chain", "qed", b"\x02QED\0\0\0\x01\0\x04\0\0\0\x01\0\0\0")
+}
+
+/// What QEMU and libvirt write of a saved VM, and what a migration's target says.
+fn migration(put: &impl Fn(&str, &str, &[u8]) -> Result) -> Result {
+    // Two devices as QEMU writes them, the end, and the description of both.
+    let mut tail = b"\x04\0\0\0\0\x05timer\0\0\0\0\0\0\0\x02ticks\x7e\0\0\0\0".to_vec();
+    tail.extend(b"\x04\0\0\0\x03\x03cpu\0\0\0\x01\0\0\0\x0cregisters\x7e\0\0\0\x03\0\x06");
+    let description =
+        br#"{"page_size":4096,"devices":[{"name":"timer","instance_id":0},{"name":"cpu","instance_id":1}]}"#;
+    tail.extend((description.len() as u32).to_be_bytes());
+    tail.extend(description);
+    let device_state = DeviceState::decode(tail)?;
+    let page = PAGE_BYTES as u64;
+    let blocks = vec![Block::new("pc.ram", 4 * page), Block::new("pc.bios", page)];
+    let shared = Configuration { ignore_shared: true, uuid: Some([7; 16]), ..Configuration::new("pc-q35-7.2") };
+    for (name, configuration) in [("plain", Configuration::new("pc-i440fx-7.2")), ("shared", shared)] {
+        let mut out = Vec::new();
+        let mut writer = StreamWriter::<Precopy>::start(&configuration, blocks.clone(), &mut out)?;
+        writer.zero_page(PageAt { block: 0, offset_bytes: 0 }, &mut out)?;
+        writer.page(PageAt { block: 0, offset_bytes: page }, &[1; PAGE_BYTES], &mut out)?;
+        writer.end_section(&mut out);
+        writer.zero_page(PageAt { block: 1, offset_bytes: 0 }, &mut out)?;
+        writer.finish(&device_state, &mut out);
+        put("migration_stream", name, &out)?;
+    }
+    let request =
+        |kind: u8, name: &[u8]| [&[0, kind, 0, 12 + name.len() as u8][..], &[0; 8], &[0, 0, 16, 0], name].concat();
+    let said = [b"\0\x02\0\x04\0\0\0\x01", &request(3, b"\x06pc.ram")[..], &request(4, b""), b"\0\x01\0\x04\0\0\0\0"];
+    put("return_path", "whole", &said.concat())?;
+    let cookie = Some("<qemusave/>".to_owned());
+    let file = SaveFile { xml: "<domain/>".to_owned(), cookie, was_running: true, compression: Compression::Xz };
+    // Without most of the room that libvirt leaves.
+    put("libvirt_save", "cookie", &file.encode()?[..128])
 }
 
 fn orders(put: &impl Fn(&str, &str, &[u8]) -> Result) -> Result {

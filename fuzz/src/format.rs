@@ -19,7 +19,7 @@ use crate::{assert_printable, bounded};
 const NODE_ALLOCATION_MAX: usize = 2 << 20;
 
 /// What JSON of this length may take when it is decoded.
-const fn json_allocation_max(length: usize) -> usize {
+pub(crate) const fn json_allocation_max(length: usize) -> usize {
     64 * length + (64 << 10)
 }
 

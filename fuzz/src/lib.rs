@@ -6,6 +6,7 @@
 #![warn(unreachable_pub, unused_qualifications)]
 
 mod format;
+mod migration;
 mod nbd;
 mod packer;
 mod store;
@@ -24,6 +25,7 @@ pub use format::{
     catalogue, content_nodes, frame, layout_nodes, layout_object, link, link_text, machine, manifest, names, order,
     record,
 };
+pub use migration::{libvirt_save, migration_stream, return_path};
 pub use nbd::{nbd_client, nbd_handshake, nbd_replies, nbd_requests};
 pub use packer::{domain, image_chain, keys, tombstones};
 pub use store::{disk_tier, location};
