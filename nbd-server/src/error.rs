@@ -113,6 +113,21 @@ pub enum Error {
     /// A limit is reached.
     #[error("there are too many attachments")]
     TooManyAttachments,
+    /// Somebody detached what was being pulled, or the server ends.
+    #[error("what was pulled is not attached any more")]
+    Detached,
+    /// Only one pull of an attachment at a time makes sense.
+    #[error("it is being pulled already")]
+    BeingPulled,
+    /// A limit is reached.
+    #[error("there are too many pulls")]
+    TooManyPulls,
+    /// One verification at a time keeps a disk busy.
+    #[error("the cache directory is being verified already")]
+    BeingVerified,
+    /// The server keeps nothing on disk.
+    #[error("this server has no cache directory")]
+    NoCache,
     /// The server is about to end.
     #[error("the server takes no more attachments, because it ends when the last one is gone")]
     Draining,
@@ -153,10 +168,11 @@ impl Told for Error {
             Self::Listen { .. } | Self::InUse { .. } | Self::Runtime(_) => Class::Host,
             Self::Sockets { .. } | Self::SocketPath(_) => Class::Host,
             Self::NoImage { .. } | Self::BadRequest(_) | Self::Forbidden(_) | Self::OtherAttachment => Class::Usage,
-            Self::NoControl => Class::Usage,
+            Self::NoControl | Self::NoCache => Class::Usage,
             Self::LeaseLost(_) => Class::Failure,
             Self::Refused(problem) => problem.class.into(),
             Self::NoAttachment | Self::TooManyAttachments | Self::Draining | Self::NoServer { .. } => Class::Failure,
+            Self::Detached | Self::BeingPulled | Self::TooManyPulls | Self::BeingVerified => Class::Failure,
             Self::NotRecorded | Self::Unrecordable(_) | Self::Unspeakable(_) => Class::Failure,
             Self::Control { .. } | Self::Record { .. } => Class::Failure,
         }
@@ -172,6 +188,7 @@ impl Told for Error {
             ),
             Self::NoPin { .. } => Some("`vmnetx-nbd cache pin --list` lists what is".into()),
             Self::Refused(problem) => problem.hint.clone(),
+            Self::TooManyPulls => Some("wait until another one has ended".into()),
             Self::SocketPath(_) => Some("give a --cache-dir or --control with a shorter path".into()),
             Self::NoServer { .. } => {
                 Some("is it the cache directory or the control socket of a server that runs?".into())

@@ -9,6 +9,7 @@ mod prefetch;
 mod server;
 mod session;
 mod status;
+mod upkeep;
 
 pub mod cli;
 pub mod control;

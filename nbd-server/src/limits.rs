@@ -94,13 +94,28 @@ pub const CONTROL_ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 /// How often a server says over a lease that it lives.
 pub const LEASE_BEAT: Duration = Duration::from_secs(10);
 
-/// After so long a silence the holder of a lease takes the server for dead.
-pub const LEASE_SILENCE_MAX: Duration = Duration::from_secs(30);
+/// How often a server says how far a pull or a verification is.
+pub const PROGRESS_BEAT: Duration = Duration::from_millis(500);
 
-/// Bytes of one line of a lease.
-pub const LEASE_LINE_BYTES_MAX: usize = 4096;
+/// After so long a silence in an answer that goes on, the client takes the server for dead.
+pub const SILENCE_MAX: Duration = Duration::from_secs(30);
 
-/// Time that an idle server has to leave its cache directory to a command that asks it to.
+/// Bytes of one line of such an answer.
+pub const LINE_BYTES_MAX: usize = 64 << 10;
+
+/// Pulls of a server that run at once.
+pub const PULLS_MAX: usize = 16;
+
+/// Pulls of one user that run at once, unless it is the server's own or root.
+pub const PULLS_PER_UID_MAX: usize = 2;
+
+/// Time that a server has to empty its cache directory: what is kept for good may have to be moved.
+pub const PRUNE_TIMEOUT: Duration = Duration::from_secs(600);
+
+/// Time that whoever has a cache directory has to answer at its control socket, before it is taken for one without.
+pub const UNHEARD_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Time that an idle or a drained server has to leave its cache directory to a command that waits for it.
 pub const RELEASE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Between two looks whether it has.

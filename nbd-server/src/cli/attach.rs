@@ -7,7 +7,7 @@ use vmnetx_store::{Location, interrupt};
 use super::server::ServerArgs;
 use super::{put, say};
 use crate::Error;
-use crate::control::api::{AttachRequest, AttachmentId, OrderUse};
+use crate::control::api::{AttachRequest, AttachmentId, NoticeText, OrderUse};
 
 /// Let a running server serve the disks of the package that LINK names, on a socket for you alone, until interrupted.
 ///
@@ -31,6 +31,9 @@ pub(super) struct Args {
     /// Seconds for which a read is tried again when the origin fails [default: the server's].
     #[arg(long, value_name = "SECONDS")]
     retry_for: Option<u64>,
+    /// Send no request to any host: what `vmnetx-nbd pull` has made complete in the server's cache directory must do.
+    #[arg(long)]
+    offline: bool,
     /// Whether to fetch ahead, in the order that was recorded with the package, what a boot will read.
     #[arg(long, value_enum, default_value_t)]
     order: OrderUse,
@@ -39,12 +42,20 @@ pub(super) struct Args {
     json: bool,
 }
 
+/// Says what the user should know about a link.
+pub(super) fn tell_notices(notices: &[NoticeText]) {
+    for notice in notices {
+        if notice.warning { tracing::warn!("{}", notice.text) } else { tracing::info!("{}", notice.text) }
+    }
+}
+
 pub(super) async fn run(args: Args) -> Result<(), Error> {
     let shutdown = interrupt::token().map_err(Error::Runtime)?;
     let control = args.server.control();
     let id = args.id.clone().map_or_else(AttachmentId::random, Ok).map_err(Error::Runtime)?;
     let request = AttachRequest {
         retry_for_s: args.retry_for,
+        offline: args.offline,
         order: args.order,
         exports: args.export.into_iter().collect(),
         ..AttachRequest::to(&args.link)?.with(&args.trust, &args.access)?
@@ -52,9 +63,7 @@ pub(super) async fn run(args: Args) -> Result<(), Error> {
     let Some(attached) = shutdown.run_until_cancelled(control.attach(&id, &request)).await else { return Ok(()) };
     let attached = attached?;
     let lease = control.hold(&id).await?;
-    for notice in &attached.notices {
-        if notice.warning { tracing::warn!("{}", notice.text) } else { tracing::info!("{}", notice.text) }
-    }
+    tell_notices(&attached.notices);
     if args.json {
         put(&serde_json::to_string(&attached).unwrap_or_default());
     } else {

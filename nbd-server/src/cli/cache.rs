@@ -1,17 +1,17 @@
-//! `cache`: looks after a cache directory whose server has nothing to serve at the moment.
-
-use std::path::{Path, PathBuf};
+//! `cache`: looks after a cache directory, or has its server do so.
 
 use indicatif::HumanBytes;
 use serde_json::json;
+use tokio::task::block_in_place;
 use vmnetx_store::size::parse_size_bytes;
-use vmnetx_store::{DiskCache, Pin, default_cache_dir};
+use vmnetx_store::{DiskCache, DiskVerified, Pin};
 
 use super::put;
-use super::server::open_when_free;
-use crate::Error;
+use super::server::{CacheArgs, Directory};
+use crate::control::api::{CacheReport, PruneRequest, UnpinRequest, Unpinned};
+use crate::{Error, upkeep};
 
-/// Look after the cache directory, while its server serves nothing; it ends then.
+/// Look after the cache directory. If a server has it, that one does the work, beside what it serves.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     #[command(subcommand)]
@@ -54,57 +54,75 @@ struct Common {
     json: bool,
 }
 
-/// Which cache directory.
-#[derive(Debug, clap::Args)]
-pub(super) struct CacheArgs {
-    /// The cache directory [default: vmnetx in the user's cache directory].
-    #[arg(long, value_name = "DIR")]
-    cache_dir: Option<PathBuf>,
-}
-
-impl CacheArgs {
-    /// The directory that was named, or the user's.
-    pub(super) fn dir(&self) -> Result<PathBuf, Error> {
-        self.cache_dir.clone().or_else(default_cache_dir).ok_or(Error::NoCacheDir)
-    }
-}
-
 pub(super) async fn run(args: Args) -> Result<(), Error> {
-    // All of it waits for the disk, and there is nothing else to be done.
-    let done = tokio::task::spawn_blocking(move || match args.command {
-        Command::Du(common) => du(&common),
-        Command::Verify(common) => verify(&common),
-        Command::Prune { common, to } => prune(&common, to),
-        Command::Pin { common, remove: Some(which), .. } => unpin(&common, &which),
-        Command::Pin { common, .. } => list(&common),
-    });
-    done.await.map_err(|error| Error::Runtime(std::io::Error::other(error)))?
+    match args.command {
+        Command::Du(common) => {
+            show_usage(&common, &common.open().await?.report().await?);
+            Ok(())
+        }
+        Command::Verify(common) => verify(&common).await,
+        Command::Prune { common, to } => {
+            show_usage(&common, &common.open().await?.prune(to).await?);
+            Ok(())
+        }
+        Command::Pin { common, remove: Some(which), .. } => {
+            show_removed(&common, &common.open().await?.unpin(which).await?);
+            Ok(())
+        }
+        Command::Pin { common, .. } => {
+            show_pins(&common, &common.open().await?.report().await?);
+            Ok(())
+        }
+    }
 }
 
 impl Common {
-    fn open(&self) -> Result<(PathBuf, DiskCache), Error> {
-        let dir = self.cache.dir()?;
-        let opening = open_when_free(&dir, || DiskCache::open_as_it_is(&dir));
-        let cache = tokio::runtime::Handle::current().block_on(opening)?;
-        Ok((dir, cache))
+    async fn open(&self) -> Result<Directory<DiskCache>, Error> {
+        self.cache.open(DiskCache::open_as_it_is).await
     }
 }
 
-fn du(common: &Common) -> Result<(), Error> {
-    let (dir, cache) = common.open()?;
-    show_usage(common, &dir, &cache);
-    Ok(())
+/// All of this waits for the disk, and there is nothing else to be done meanwhile.
+impl Directory<DiskCache> {
+    async fn report(&self) -> Result<CacheReport, Error> {
+        match self {
+            Self::Ours(cache) => Ok(block_in_place(|| upkeep::report(cache))),
+            Self::Served(control) => control.cache().await,
+        }
+    }
+
+    async fn verify(&self) -> Result<DiskVerified, Error> {
+        match self {
+            Self::Ours(cache) => Ok(block_in_place(|| cache.verify(|_| ()))),
+            Self::Served(control) => control.verify().await,
+        }
+    }
+
+    async fn prune(&self, to_bytes: u64) -> Result<CacheReport, Error> {
+        match self {
+            Self::Ours(cache) => block_in_place(|| upkeep::prune(cache, to_bytes)),
+            Self::Served(control) => control.prune(PruneRequest { to_bytes }).await,
+        }
+    }
+
+    async fn unpin(&self, which: String) -> Result<Unpinned, Error> {
+        match self {
+            Self::Ours(cache) => block_in_place(|| upkeep::unpin(cache, &which)),
+            Self::Served(control) => control.unpin(&UnpinRequest { which }).await,
+        }
+    }
 }
 
-fn show_usage(common: &Common, dir: &Path, cache: &DiskCache) {
-    let (usage, pins) = (cache.usage(), cache.pins());
+fn show_usage(common: &Common, report: &CacheReport) {
+    let CacheReport { dir, usage, pins } = report;
     if common.json {
-        put(&json!({ "dir": dir, "usage": usage, "pins": pins }).to_string());
+        // Numbers and text always serialise.
+        put(&serde_json::to_string(report).unwrap_or_default());
         return;
     }
     let [bytes, pinned] = [usage.bytes, usage.pinned_bytes].map(HumanBytes);
     let (records, segments) = (usage.records, usage.segments);
-    put(&format!("{}: {bytes} in {segments} segments, {records} chunks; {pinned} are kept for good", dir.display()));
+    put(&format!("{dir}: {bytes} in {segments} segments, {records} chunks; {pinned} are kept for good"));
     pins.iter().for_each(show_pin);
 }
 
@@ -112,49 +130,29 @@ fn show_pin(pin: &Pin) {
     put(&format!("{} version {}: {}, from {}", pin.name, pin.manifest, HumanBytes(pin.bytes), pin.link));
 }
 
-fn verify(common: &Common) -> Result<(), Error> {
-    let (dir, cache) = common.open()?;
-    let verified = cache.verify(|_| ());
+async fn verify(common: &Common) -> Result<(), Error> {
+    let directory = common.open().await?;
+    let (dir, verified) = (directory.report().await?.dir, directory.verify().await?);
     if common.json {
         put(&json!({ "dir": dir, "verified": verified }).to_string());
     } else {
-        put(&format!("{}: {} chunks verified, {} of them damaged", dir.display(), verified.records, verified.damaged));
+        put(&format!("{dir}: {} chunks verified, {} of them damaged", verified.records, verified.damaged));
     }
-    if verified.damaged == 0 { Ok(()) } else { Err(Error::DamagedCache { dir, damaged: verified.damaged }) }
+    if verified.damaged == 0 { Ok(()) } else { Err(Error::DamagedCache { dir: dir.into(), damaged: verified.damaged }) }
 }
 
-fn prune(common: &Common, to_bytes: u64) -> Result<(), Error> {
-    let (dir, cache) = common.open()?;
-    cache.prune(to_bytes)?;
-    show_usage(common, &dir, &cache);
-    Ok(())
-}
-
-fn list(common: &Common) -> Result<(), Error> {
-    let (dir, cache) = common.open()?;
-    let pins = cache.pins();
+fn show_pins(common: &Common, CacheReport { dir, pins, .. }: &CacheReport) {
     if common.json {
         put(&json!({ "dir": dir, "pins": pins }).to_string());
     } else {
         pins.iter().for_each(show_pin);
     }
-    Ok(())
 }
 
-fn unpin(common: &Common, which: &str) -> Result<(), Error> {
-    let (dir, cache) = common.open()?;
-    let is_meant = |pin: &Pin| pin.name == which || pin.link == which || pin.manifest.to_string() == which;
-    let (removed, left): (Vec<Pin>, Vec<Pin>) = cache.pins().into_iter().partition(is_meant);
-    if removed.is_empty() {
-        return Err(Error::NoPin { dir, which: which.to_owned() });
-    }
-    for pin in &removed {
-        cache.unpin(&pin.manifest)?;
-    }
+fn show_removed(common: &Common, unpinned: &Unpinned) {
     if common.json {
-        put(&json!({ "dir": dir, "removed": removed, "pins": left }).to_string());
+        put(&serde_json::to_string(unpinned).unwrap_or_default());
     } else {
-        removed.iter().for_each(show_pin);
+        unpinned.removed.iter().for_each(show_pin);
     }
-    Ok(())
 }

@@ -3,6 +3,7 @@
 mod attach;
 mod cache;
 mod drain;
+mod progress;
 mod pull;
 mod serve;
 mod server;

@@ -1,34 +1,38 @@
 //! `pull`: makes a package complete on this host.
 
-use std::io::IsTerminal;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use indicatif::{HumanBytes, ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::HumanBytes;
 use serde_json::json;
 use tokio::time::{MissedTickBehavior, interval};
+use tokio_util::sync::CancellationToken;
+use vmnetx_format::{Digest, Name};
 use vmnetx_store::origin::AccessArgs;
 use vmnetx_store::size::{parse_rate_bytes_per_s, parse_size_bytes};
 use vmnetx_store::trust::TrustArgs;
 use vmnetx_store::{Location, Options, Package, Progress, Pulled, Store, interrupt};
 
-use super::cache::CacheArgs;
-use super::server::open_when_free;
-use super::{put, say};
+use super::attach::tell_notices;
+use super::progress::Shown;
+use super::put;
+use super::server::{CacheArgs, Directory};
 use crate::Error;
+use crate::control::Control;
+use crate::control::api::{AttachRequest, Attached, AttachmentId, OrderUse};
+use crate::limits::ATTACH_RETRY_MAX;
 
 /// Time between two looks at how far a pull is.
 const LOOK_INTERVAL: Duration = Duration::from_millis(200);
-/// Time between two lines where there is no terminal.
-const LINE_INTERVAL: Duration = Duration::from_secs(10);
 /// Bytes of the memory tier: a pull reads the index and nothing else.
 const MEMORY_BYTES: u64 = 64 << 20;
 
 /// Make the package that LINK names complete in the cache directory and keep it there, or copy it into a repository.
 ///
 /// What is there already is verified, so a pull that was cut goes on where it was. Afterwards the package can be served with
-/// --offline; `vmnetx-nbd cache pin --remove` lets go of it.
+/// --offline; `vmnetx-nbd cache pin --remove` lets go of it. If a server has the directory, that one fetches, and VMs that read
+/// the package through it go on.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     /// An http(s) or vmnetx+http(s) URL, or a path to a link file; #b3=DIGEST asks for one version.
@@ -38,11 +42,11 @@ pub(super) struct Args {
     #[command(flatten)]
     access: AccessArgs,
     /// Write a repository into DIR, which any web server can serve as it lies: the link with all versions that it names.
-    #[arg(long, value_name = "DIR", conflicts_with_all = ["cache_dir", "disk_cache", "offline", "rate"])]
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["cache_dir", "control", "disk_cache", "offline", "rate"])]
     to: Option<PathBuf>,
     #[command(flatten)]
     cache: CacheArgs,
-    /// Bytes of chunks to keep in the cache directory; three quarters of them may be kept for good.
+    /// Bytes of chunks to keep in the cache directory, unless a server has it; three quarters of them may be kept for good.
     #[arg(long, value_name = "SIZE", default_value = "10G", value_parser = parse_size_bytes)]
     disk_cache: u64,
     /// Bytes a second that may be fetched; without it, what the line gives.
@@ -59,52 +63,117 @@ pub(super) struct Args {
     json: bool,
 }
 
-pub(super) async fn run(args: Args) -> Result<(), Error> {
-    let shutdown = interrupt::token().map_err(Error::Runtime)?;
-    let work = pull(args);
-    // What was fetched until now is kept.
-    shutdown.run_until_cancelled(work).await.unwrap_or(Err(Error::Interrupted))
+/// What was pulled.
+struct Whole {
+    name: Name,
+    version: Digest,
+    pulled: Pulled,
 }
 
-async fn pull(args: Args) -> Result<(), Error> {
-    let disk = match &args.to {
-        Some(_) => None,
-        None => Some((args.cache.dir()?, args.disk_cache)),
+pub(super) async fn run(args: Args) -> Result<(), Error> {
+    let shutdown = interrupt::token().map_err(Error::Runtime)?;
+    let whole = match &args.to {
+        // What was fetched until now is kept, here and below.
+        Some(dir) => shutdown.run_until_cancelled(copy(&args, dir)).await.unwrap_or(Err(Error::Interrupted)),
+        None => pull(&args, &shutdown).await,
+    }?;
+    tell(&args, &whole);
+    Ok(())
+}
+
+/// Copies into a repository.
+async fn copy(args: &Args, dir: &Path) -> Result<Whole, Error> {
+    let store = Store::open(options(args)?)?;
+    let package = open(args, &store).await?;
+    let progress = Arc::default();
+    let pulled = showing(&progress, async { Ok(store.copy(&args.link, dir, &progress).await?) }).await?;
+    Ok(Whole::new(&package, pulled))
+}
+
+/// Pulls into the cache directory, or has its server do so.
+async fn pull(args: &Args, shutdown: &CancellationToken) -> Result<Whole, Error> {
+    let options = options(args)?;
+    let disk = |dir: &Path| Some((dir.to_owned(), args.disk_cache));
+    let opening = args.cache.open(|dir| Store::open(Options { disk: disk(dir), ..options.clone() }));
+    let store = match shutdown.run_until_cancelled(opening).await.unwrap_or(Err(Error::Interrupted))? {
+        Directory::Served(control) => return pull_by(&control, args, shutdown).await,
+        Directory::Ours(store) => store,
     };
-    let options = Options {
+    let pulling = async {
+        let package = open(args, &store).await?;
+        let progress = Arc::default();
+        let pulled = showing(&progress, async { Ok(store.pull(&package, &args.link, &progress).await?) }).await?;
+        Ok(Whole::new(&package, pulled))
+    };
+    shutdown.run_until_cancelled(pulling).await.unwrap_or(Err(Error::Interrupted))
+}
+
+/// Has a server pull what is attached to it for that.
+async fn pull_by(control: &Control, args: &Args, shutdown: &CancellationToken) -> Result<Whole, Error> {
+    let id = AttachmentId::random().map_err(Error::Runtime)?;
+    let request = AttachRequest {
+        retry_for_s: Some(args.retry_for.min(ATTACH_RETRY_MAX.as_secs())),
+        background_bytes_per_s: args.rate,
+        offline: args.offline,
+        order: OrderUse::Off,
+        ..AttachRequest::to(&args.link)?.with(&args.trust, &args.access)?
+    };
+    let pulling = async {
+        let Attached { name, version, notices, .. } = control.attach(&id, &request).await?;
+        tell_notices(&notices);
+        let mut shown = Shown::new();
+        let pulling = control.pull(&id).await?;
+        let pulled = pulling.complete(|progress| shown.show(progress.done_bytes, progress.total_bytes)).await?;
+        Ok(Whole { name, version, pulled })
+    };
+    let whole = shutdown.run_until_cancelled(pulling).await.unwrap_or(Err(Error::Interrupted));
+    if let Err(error) = control.detach(&id).await {
+        tracing::debug!(%error, "the attachment is not given up but will lapse");
+    }
+    whole
+}
+
+/// How a store is set up; which directory it has comes later.
+fn options(args: &Args) -> Result<Options, Error> {
+    Ok(Options {
         memory_bytes: MEMORY_BYTES,
-        disk,
+        disk: None,
         retry_for: Duration::from_secs(args.retry_for),
         background_bytes_per_s: args.rate,
         trust: args.trust.trust(),
         access: args.access.access().map_err(vmnetx_store::Error::from)?,
         offline: args.offline,
-    };
-    let store = match &options.disk {
-        Some((dir, _)) => open_when_free(dir, || Store::open(options.clone())).await?,
-        None => Store::open(options)?,
-    };
+    })
+}
+
+async fn open(args: &Args, store: &Store) -> Result<Package, Error> {
     let package = store.package(&args.link).await?;
     for notice in package.notices() {
         if notice.is_warning() { tracing::warn!("{notice}") } else { tracing::info!("{notice}") }
     }
-    let progress = Arc::<Progress>::default();
-    let pulling = async {
-        match &args.to {
-            Some(dir) => Ok(store.copy(&args.link, dir, &progress).await?),
-            None => Ok::<_, Error>(store.pull(&package, &args.link, &progress).await?),
-        }
-    };
-    let pulled = tokio::select! {
-        pulled = pulling => pulled?,
-        never = show(&progress) => match never {},
-    };
-    tell(&args, &package, pulled);
-    Ok(())
+    Ok(package)
 }
 
-fn tell(args: &Args, package: &Package, pulled: Pulled) {
-    let (name, version) = (&package.link().name, package.version().manifest);
+/// Shows how far some work is until it is done.
+async fn showing(progress: &Progress, work: impl Future<Output = Result<Pulled, Error>>) -> Result<Pulled, Error> {
+    let (mut work, mut shown) = (std::pin::pin!(work), Shown::new());
+    let mut looks = interval(LOOK_INTERVAL);
+    looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            pulled = &mut work => return pulled,
+            _ = looks.tick() => shown.show(progress.done_bytes(), progress.total_bytes()),
+        }
+    }
+}
+
+impl Whole {
+    fn new(package: &Package, pulled: Pulled) -> Self {
+        Self { name: package.link().name.clone(), version: package.version().manifest, pulled }
+    }
+}
+
+fn tell(args: &Args, Whole { name, version, pulled }: &Whole) {
     if args.json {
         let report = json!({
             "package": name.to_string(), "version": version.to_string(), "complete": true, "bytes": pulled.bytes,
@@ -118,40 +187,5 @@ fn tell(args: &Args, package: &Package, pulled: Pulled) {
     match &args.to {
         Some(dir) => put(&format!("complete: {} can be served as it is", dir.display())),
         None => put("complete: safe to disconnect"),
-    }
-}
-
-/// Shows how far it is, as a bar on a terminal and otherwise as a line now and then, until it is dropped.
-async fn show(progress: &Progress) -> std::convert::Infallible {
-    let is_terminal = std::io::stderr().is_terminal();
-    let target = if is_terminal { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
-    let bar = Bar(ProgressBar::with_draw_target(None, target));
-    let template = "{decimal_bytes} of {decimal_total_bytes}  {decimal_bytes_per_sec}  {eta} left  {wide_bar}";
-    if let Ok(style) = ProgressStyle::with_template(template) {
-        bar.0.set_style(style);
-    }
-    let mut looks = interval(if is_terminal { LOOK_INTERVAL } else { LINE_INTERVAL });
-    looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    looks.tick().await;
-    loop {
-        looks.tick().await;
-        let (done_bytes, total_bytes) = (progress.done_bytes(), progress.total_bytes());
-        if is_terminal {
-            bar.0.set_length(total_bytes);
-            bar.0.set_position(done_bytes);
-        } else if total_bytes == 0 {
-            say("looking what the package consists of");
-        } else {
-            say(&format!("{} of {} are here", HumanBytes(done_bytes), HumanBytes(total_bytes)));
-        }
-    }
-}
-
-/// A bar that leaves the terminal when it is dropped.
-struct Bar(ProgressBar);
-
-impl Drop for Bar {
-    fn drop(&mut self) {
-        self.0.finish_and_clear();
     }
 }

@@ -36,6 +36,12 @@ pub(super) async fn run(args: Args) -> Result<(), Error> {
 fn put_attachment(stats: &AttachmentStats) {
     let AttachmentStats { id, uid, package, version, socket, holders, .. } = stats;
     put(&format!("{id}: package {package} version {version} at {socket}; user {uid}, {holders} holders"));
+    if stats.complete {
+        put("complete: safe to disconnect");
+    }
+    if let Some(pull) = &stats.pull {
+        put(&format!("pulled: {} of {} bytes are here", pull.done_bytes, pull.total_bytes));
+    }
     put(&format!("origin {} requests, {} bytes", stats.origin_requests, stats.origin_bytes));
     if let Some(order) = &stats.order {
         put(&format!(

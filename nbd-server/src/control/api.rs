@@ -1,6 +1,8 @@
 //! What is said over the control socket: the types of version 1, closed both ways, so that a misspelt field is an error and
 //! not a default.
 
+mod keep;
+
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -13,6 +15,8 @@ use vmnetx_store::failure::{Class, Told, describe};
 use vmnetx_store::origin::AccessArgs;
 use vmnetx_store::trust::TrustArgs;
 use vmnetx_store::{Counts, Location, OrderCounts, Package, Place};
+
+pub use self::keep::{CacheReport, PruneRequest, PullProgress, UnpinRequest, Unpinned, VerifyProgress};
 
 use crate::Error;
 use crate::limits::{ATTACHMENT_ID_BYTES_MAX, CONTROL_EXPORTS_MAX, CONTROL_KEYS_MAX, RANDOM_ID_BYTES};
@@ -73,6 +77,14 @@ pub struct AttachRequest {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(maximum = 600)]
     pub retry_for_s: Option<u64>,
+    /// Bytes a second that pulls and clients' prefetching (CACHE) may fetch for it; absent for the server's own limit, which
+    /// it never exceeds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(minimum = 1)]
+    pub background_bytes_per_s: Option<u64>,
+    /// Send no request to any host for it: what is in the cache directory must do.
+    #[serde(default)]
+    pub offline: bool,
     /// Whether the package's recorded order is replayed.
     #[serde(default)]
     pub order: OrderUse,
@@ -191,6 +203,11 @@ pub struct AttachmentStats {
     pub socket: String,
     /// Leases that are held and NBD connections that are open.
     pub holders: u64,
+    /// Whether all of the version is in the cache directory and kept there: no request is needed to read it.
+    pub complete: bool,
+    /// How far it is being made so; absent if it is not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pull: Option<PullProgress>,
     /// Requests for ranges of packs that were sent to the origin.
     pub origin_requests: u64,
     /// Bytes of bodies that came from the origin: link, manifest, layout, index and chunks.
@@ -323,6 +340,8 @@ impl AttachRequest {
             accept_unsigned: false,
             token_files: Vec::new(),
             retry_for_s: None,
+            background_bytes_per_s: None,
+            offline: false,
             order: OrderUse::default(),
             memory: false,
             record: false,

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
 use hyper::header::{CONTENT_TYPE, HOST};
@@ -14,12 +14,15 @@ use tokio::net::UnixStream;
 use tokio::time::timeout;
 use tokio_util::task::AbortOnDropHandle;
 use vmnetx_format::Record;
+use vmnetx_store::{DiskVerified, Pulled};
 
-use super::api::{AttachRequest, Attached, AttachmentId, AttachmentStats, Beat, Problem, Stats, Versions};
-use crate::Error;
-use crate::limits::{
-    ATTACH_RETRY_MAX, CONTROL_ANSWER_TIMEOUT, CONTROL_BYTES_MAX, LEASE_LINE_BYTES_MAX, LEASE_SILENCE_MAX,
+use super::api::{
+    AttachRequest, Attached, AttachmentId, AttachmentStats, Beat, CacheReport, Problem, PruneRequest, PullProgress,
+    Stats, UnpinRequest, Unpinned, VerifyProgress, Versions,
 };
+use super::lines::Listened;
+use crate::Error;
+use crate::limits::{ATTACH_RETRY_MAX, CONTROL_ANSWER_TIMEOUT, CONTROL_BYTES_MAX, PRUNE_TIMEOUT};
 
 /// A server, known by its control socket.
 #[derive(Debug, Clone)]
@@ -29,11 +32,11 @@ pub struct Control {
 
 /// A lease: while this is there, the attachment is kept.
 #[derive(Debug)]
-pub struct Lease {
-    body: Incoming,
-    line: BytesMut,
-    _connection: AbortOnDropHandle<()>,
-}
+pub struct Lease(Listened);
+
+/// A pull: it ends with this value.
+#[derive(Debug)]
+pub struct Pulling(Listened);
 
 impl Control {
     /// The server whose control socket this is.
@@ -114,13 +117,65 @@ impl Control {
     /// # Errors
     /// As [`Self::versions`], and [`Error::Refused`].
     pub async fn hold(&self, id: &AttachmentId) -> Result<Lease, Error> {
-        let path = format!("/v1/attachments/{id}/hold");
-        let asking = self.ask(Method::GET, &path, Bytes::new());
+        self.listen(Method::GET, &format!("/v1/attachments/{id}/hold")).await.map(Lease)
+    }
+
+    /// Makes the version of an attachment complete in the server's cache directory.
+    ///
+    /// # Errors
+    /// As [`Self::versions`], and [`Error::Refused`].
+    pub async fn pull(&self, id: &AttachmentId) -> Result<Pulling, Error> {
+        self.listen(Method::POST, &format!("/v1/attachments/{id}/pull")).await.map(Pulling)
+    }
+
+    /// How full the server's cache directory is.
+    ///
+    /// # Errors
+    /// As [`Self::versions`], and [`Error::Refused`].
+    pub async fn cache(&self) -> Result<CacheReport, Error> {
+        self.json(Method::GET, "/v1/cache", Bytes::new(), CONTROL_ANSWER_TIMEOUT).await
+    }
+
+    /// Has the server read every chunk of its cache directory.
+    ///
+    /// # Errors
+    /// As [`Self::versions`], and [`Error::Refused`].
+    pub async fn verify(&self) -> Result<DiskVerified, Error> {
+        let mut lines = self.listen(Method::POST, "/v1/cache/verify").await?;
+        while let Some(VerifyProgress { verified, .. }) = lines.next().await? {
+            if let Some(verified) = verified {
+                return Ok(verified);
+            }
+        }
+        Err(lines.cut())
+    }
+
+    /// Has the server empty its cache directory.
+    ///
+    /// # Errors
+    /// As [`Self::versions`], and [`Error::Refused`].
+    pub async fn prune(&self, request: PruneRequest) -> Result<CacheReport, Error> {
+        let body = serde_json::to_vec(&request).map_err(|error| self.wrong(error))?;
+        self.json(Method::POST, "/v1/cache/prune", body.into(), PRUNE_TIMEOUT).await
+    }
+
+    /// Has the server let go of what is kept for good in its cache directory.
+    ///
+    /// # Errors
+    /// As [`Self::versions`], and [`Error::Refused`].
+    pub async fn unpin(&self, request: &UnpinRequest) -> Result<Unpinned, Error> {
+        let body = serde_json::to_vec(request).map_err(|error| self.wrong(error))?;
+        self.json(Method::POST, "/v1/cache/unpin", body.into(), CONTROL_ANSWER_TIMEOUT).await
+    }
+
+    /// The lines of an answer that goes on.
+    async fn listen(&self, method: Method, path: &str) -> Result<Listened, Error> {
+        let asking = self.ask(method, path, Bytes::new());
         let (response, connection) = timeout(CONTROL_ANSWER_TIMEOUT, asking).await.map_err(|_| self.late())??;
         if !response.status().is_success() {
             return Err(self.refused(response).await);
         }
-        Ok(Lease { body: response.into_body(), line: BytesMut::new(), _connection: connection })
+        Ok(Listened::new(self.socket.clone(), response.into_body(), connection))
     }
 
     async fn json<T: DeserializeOwned>(
@@ -189,19 +244,28 @@ impl Control {
 
 impl Lease {
     /// Returns when the lease has ended: the attachment or the server is gone, or the server has not been heard for
-    /// [`LEASE_SILENCE_MAX`].
+    /// [`SILENCE_MAX`].
+    ///
+    /// [`SILENCE_MAX`]: crate::limits::SILENCE_MAX
     pub async fn ended(mut self) {
-        while let Ok(Some(Ok(frame))) = timeout(LEASE_SILENCE_MAX, self.body.frame()).await {
-            let Ok(data) = frame.into_data() else { continue };
-            self.line.extend_from_slice(&data);
-            while let Some(end) = self.line.iter().position(|byte| *byte == b'\n') {
-                if serde_json::from_slice::<Beat>(&self.line.split_to(end + 1)).is_err() {
-                    return;
-                }
-            }
-            if self.line.len() > LEASE_LINE_BYTES_MAX {
-                return;
+        while let Ok(Some(Beat { .. })) = self.0.next().await {}
+    }
+}
+
+impl Pulling {
+    /// Waits for the pull to be complete; `show` sees how far it is, twice a second.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] with the reason for which it will not be, [`Error::Control`] when the server is gone.
+    pub async fn complete(mut self, mut show: impl FnMut(&PullProgress)) -> Result<Pulled, Error> {
+        while let Some(progress) = self.0.next::<PullProgress>().await? {
+            show(&progress);
+            match progress {
+                PullProgress { problem: Some(problem), .. } => return Err(Error::Refused(problem)),
+                progress if progress.complete => return Ok(progress.pulled()),
+                _ => {}
             }
         }
+        Err(self.0.cut())
     }
 }

@@ -28,11 +28,13 @@ impl Collector for Counts {
             let unit = counter.is_bytes.then_some(&Unit::Bytes);
             value.encode(encoder.encode_descriptor(counter.name, counter.help, unit, value.metric_type())?)?;
         }
-        let attached = self.0.attached();
-        let holders: u64 = attached.iter().map(|attachment| attachment.stats().holders).sum();
+        let attached: Vec<_> = self.0.attached().iter().map(|attachment| attachment.stats()).collect();
+        let holders: u64 = attached.iter().map(|stats| stats.holders).sum();
+        let pulls = attached.iter().filter(|stats| stats.pull.is_some()).count();
         let gauges = [
             ("vmnetx_attachments", "Attachments that there are", None, attached.len() as u64),
             ("vmnetx_holders", "Leases and NBD connections that are open", None, holders),
+            ("vmnetx_pulls", "Pulls that run", None, pulls as u64),
             ("vmnetx_memory_tier", "Plain chunks in the memory tier", Some(&Unit::Bytes), self.0.memory_bytes()),
             ("vmnetx_disk_tier", "Stored chunks in the disk tier", Some(&Unit::Bytes), self.0.disk_bytes()),
             ("vmnetx_draining", "1 when no more attachments are taken", None, u64::from(self.0.is_draining())),

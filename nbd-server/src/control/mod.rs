@@ -6,6 +6,8 @@
 
 pub mod api;
 mod client;
+mod keep;
+mod lines;
 mod metrics;
 mod routes;
 
@@ -33,7 +35,7 @@ use crate::limits::{
 use crate::listener::Stream;
 use crate::{Host, Listener};
 
-pub use client::{Control, Lease};
+pub use client::{Control, Lease, Pulling};
 
 /// Answers on the control socket until `shutdown` is cancelled. Only Unix sockets are served.
 pub async fn serve_control(listener: Listener, host: Host, shutdown: CancellationToken) {

@@ -1,18 +1,12 @@
 //! Which path of the control socket does what.
 
-use std::convert::Infallible;
-use std::pin::Pin;
-use std::task::{Context, Poll};
-
-use axum::body::{Body, to_bytes};
+use axum::body::to_bytes;
 use axum::extract::{Path, Request, State};
 use axum::http::header::CONTENT_TYPE;
 use axum::http::{StatusCode, request::Parts};
 use axum::response::{IntoResponse, Response};
 use axum::{Json, Router};
-use bytes::Bytes;
-use hyper::body::Frame;
-use tokio::sync::mpsc;
+use serde::de::DeserializeOwned;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 use utoipa::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
@@ -20,7 +14,8 @@ use utoipa_axum::routes;
 use vmnetx_store::failure::{Class, Told};
 
 use super::api::{AttachRequest, Attached, AttachmentId, AttachmentStats, Beat, Problem, Stats, Versions};
-use super::metrics;
+use super::lines::{Lines, Teller};
+use super::{keep, metrics};
 use crate::host::{Holder, Peer};
 use crate::limits::{CONTROL_REQUEST_BYTES_MAX, CONTROL_REQUEST_TIMEOUT, LEASE_BEAT};
 use crate::{Error, Host};
@@ -57,6 +52,7 @@ fn described() -> OpenApiRouter<Host> {
         .routes(routes!(attach, attachment, detach))
         .routes(routes!(hold))
         .routes(routes!(record))
+        .merge(keep::routes())
 }
 
 /// What the server is. The same in every version of the interface.
@@ -122,7 +118,7 @@ async fn attach(
     Path(id): Path<String>,
     request: Request,
 ) -> Result<Json<Attached>, Error> {
-    let (id, request) = (attachment_id(&id)?, body(request).await?);
+    let (id, request): (_, AttachRequest) = (attachment_id(&id)?, body(request).await?);
     host.attach(peer, &id, &request).await.map(Json)
 }
 
@@ -159,7 +155,9 @@ async fn detach(State(host): State<Host>, peer: Peer, Path(id): Path<String>) ->
 ))]
 async fn hold(State(host): State<Host>, peer: Peer, Path(id): Path<String>) -> Result<Response, Error> {
     let holder = Holder::new(&host.find(peer, &attachment_id(&id)?)?);
-    Ok(([(CONTENT_TYPE, "application/x-ndjson")], Body::new(Beats::start(holder))).into_response())
+    let (teller, lines) = Lines::new();
+    tokio::spawn(beat(holder, teller));
+    Ok(lines.into_response())
 }
 
 /// What was recorded of an attachment that was made with `record`, as `vmnetx-pack order` takes it.
@@ -175,52 +173,30 @@ async fn record(State(host): State<Host>, peer: Peer, Path(id): Path<String>) ->
     Ok(([(CONTENT_TYPE, "application/json")], bytes).into_response())
 }
 
-fn attachment_id(text: &str) -> Result<AttachmentId, Error> {
+pub(super) fn attachment_id(text: &str) -> Result<AttachmentId, Error> {
     text.parse().map_err(|error| Error::BadRequest(format!("{error}")))
 }
 
 /// A request's body, which must be there soon and be small.
-async fn body(request: Request) -> Result<AttachRequest, Error> {
+pub(super) async fn body<T: DeserializeOwned>(request: Request) -> Result<T, Error> {
     let bytes = timeout(CONTROL_REQUEST_TIMEOUT, to_bytes(request.into_body(), CONTROL_REQUEST_BYTES_MAX)).await;
     let bytes = bytes.map_err(|_| Error::BadRequest("the request's body takes too long".to_owned()))?;
     let bytes = bytes.map_err(|error| Error::BadRequest(format!("the request's body: {error}")))?;
     serde_json::from_slice(&bytes).map_err(|error| Error::BadRequest(format!("the request: {error}")))
 }
 
-/// The body of a lease. The attachment is held until it is dropped, which its connection's end does.
-struct Beats(mpsc::Receiver<Bytes>);
-
-impl Beats {
-    fn start(holder: Holder) -> Self {
-        let (lines, receiver) = mpsc::channel(1);
-        tokio::spawn(async move {
-            let mut beats = interval(LEASE_BEAT);
-            beats.set_missed_tick_behavior(MissedTickBehavior::Delay);
-            let line = serde_json::to_string(&Beat { id: holder.id().clone() }).unwrap_or_default() + "\n";
-            loop {
-                tokio::select! {
-                    // The client is gone.
-                    () = lines.closed() => return,
-                    () = holder.ended() => return,
-                    _ = beats.tick() => {}
-                }
-                // A client that reads nothing still holds its connection, and so its lease.
-                let _ = lines.try_send(Bytes::from(line.clone()));
-            }
-        });
-        Self(receiver)
-    }
-}
-
-impl hyper::body::Body for Beats {
-    type Data = Bytes;
-    type Error = Infallible;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
-        self.0.poll_recv(context).map(|line| line.map(|line| Ok(Frame::data(line))))
+/// Tells the client of a lease now and then that the server lives.
+async fn beat(holder: Holder, teller: Teller) {
+    let mut beats = interval(LEASE_BEAT);
+    beats.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let line = Beat { id: holder.id().clone() };
+    loop {
+        tokio::select! {
+            () = teller.is_alone() => return,
+            () = holder.ended() => return,
+            // A client that reads nothing still holds its connection, and so its lease.
+            _ = beats.tick() => teller.say(&line),
+        }
     }
 }
 
@@ -242,9 +218,9 @@ impl Error {
         Some(match self {
             Self::BadRequest(_) => StatusCode::BAD_REQUEST,
             Self::Forbidden(_) => StatusCode::FORBIDDEN,
-            Self::NoAttachment => StatusCode::NOT_FOUND,
-            Self::OtherAttachment => StatusCode::CONFLICT,
-            Self::TooManyAttachments => StatusCode::TOO_MANY_REQUESTS,
+            Self::NoAttachment | Self::NoCache => StatusCode::NOT_FOUND,
+            Self::OtherAttachment | Self::BeingPulled | Self::BeingVerified => StatusCode::CONFLICT,
+            Self::TooManyAttachments | Self::TooManyPulls => StatusCode::TOO_MANY_REQUESTS,
             Self::Draining => StatusCode::SERVICE_UNAVAILABLE,
             Self::NotRecorded => StatusCode::NOT_FOUND,
             _ => return None,

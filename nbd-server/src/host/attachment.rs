@@ -1,16 +1,18 @@
 //! One attachment: a package, its exports on a socket, and who holds it.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::watch;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use vmnetx_format::Record;
-use vmnetx_store::{Location, Package, Recorder};
+use vmnetx_store::{Location, Package, Progress, Recorder, Store};
 
 use super::Peer;
-use crate::control::api::{AttachRequest, Attached, AttachmentId, AttachmentStats, ExportSize};
+use crate::control::api::{
+    AttachRequest, Attached, AttachmentId, AttachmentStats, ExportSize, NoticeText, PullProgress,
+};
 use crate::limits::{ATTACHMENT_CONNECTIONS_MAX, CONNECTIONS_MAX};
 use crate::server::serve_admitted;
 use crate::{Error, Export, Exports, Listener};
@@ -20,7 +22,10 @@ use crate::{Error, Export, Exports, Listener};
 pub(crate) struct Attachment {
     id: AttachmentId,
     owner: u32,
+    store: Store,
     package: Package,
+    /// Set while the version is being made complete.
+    pull: Mutex<Option<Arc<Progress>>>,
     /// What it was asked for with.
     request: AttachRequest,
     recorder: Option<Arc<Recorder>>,
@@ -65,15 +70,15 @@ impl Attachment {
     pub(super) fn new(
         id: AttachmentId,
         owner: u32,
-        package: Package,
+        (store, package): (Store, Package),
         request: AttachRequest,
         socket: String,
         end: CancellationToken,
     ) -> Result<Self, Error> {
         let exports = exports(&package, &request)?;
         let recorder = request.record.then(|| package.record());
-        let (holders, gone) = (watch::Sender::new(0), CancellationToken::new());
-        Ok(Self { id, owner, package, request, recorder, exports, socket, holders, end, gone })
+        let (pull, holders, gone) = (Mutex::default(), watch::Sender::new(0), CancellationToken::new());
+        Ok(Self { id, owner, store, package, pull, request, recorder, exports, socket, holders, end, gone })
     }
 
     pub(crate) const fn id(&self) -> &AttachmentId {
@@ -99,14 +104,53 @@ impl Attachment {
         let had = &self.request;
         let same = had.link == request.link
             && location.version.is_none_or(|version| version == self.package.version().manifest)
-            && (had.order, had.memory, had.record) == (request.order, request.memory, request.record)
+            && (had.offline, had.order, had.memory) == (request.offline, request.order, request.memory)
+            && had.record == request.record
             && had.exports == request.exports;
         if same { Ok(()) } else { Err(Error::OtherAttachment) }
     }
 
     /// What its client is told.
     pub(super) fn told(&self) -> Result<Attached, Error> {
-        Attached::of(&self.id, &self.package, &self.socket, sizes(&self.exports))
+        let mut attached = Attached::of(&self.id, &self.package, &self.socket, sizes(&self.exports))?;
+        if self.request.offline && self.package.is_remote() && !self.is_complete() {
+            let name = &self.package.link().name;
+            let text = format!("not all of {name} is here, and what is missing cannot be read offline");
+            attached.notices.push(NoticeText { warning: true, text });
+        }
+        Ok(attached)
+    }
+
+    fn is_complete(&self) -> bool {
+        self.store.is_complete(&self.package.version().manifest)
+    }
+
+    /// How far it is being made complete, if it is.
+    pub(super) fn pull(&self) -> Option<PullProgress> {
+        self.pull_state().as_deref().map(PullProgress::of)
+    }
+
+    /// Begins to make it complete; nothing if somebody does already.
+    pub(super) fn begin_pull(&self) -> Option<Arc<Progress>> {
+        let mut state = self.pull_state();
+        state.is_none().then(|| Arc::clone(state.insert(Arc::default())))
+    }
+
+    /// Makes it complete in the cache directory, and keeps it there.
+    pub(super) async fn pull_whole(&self, progress: &Arc<Progress>) -> Result<(), Error> {
+        let location: Location = self.request.link.parse()?;
+        self.store.pull(&self.package, &location, progress).await?;
+        Ok(())
+    }
+
+    /// Ends what [`Self::begin_pull`] began.
+    pub(super) fn end_pull(&self) {
+        *self.pull_state() = None;
+    }
+
+    fn pull_state(&self) -> MutexGuard<'_, Option<Arc<Progress>>> {
+        // One value, which is set or not.
+        self.pull.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// What was done for it so far.
@@ -118,6 +162,8 @@ impl Attachment {
             version: self.package.version().manifest.to_string(),
             socket: self.socket.clone(),
             holders: *self.holders.borrow(),
+            complete: self.is_complete(),
+            pull: self.pull(),
             origin_requests: self.package.origin_requests(),
             origin_bytes: self.package.origin_bytes(),
             order: self.package.order_counts(),

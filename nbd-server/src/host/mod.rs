@@ -12,6 +12,8 @@
 
 mod attachment;
 mod counters;
+mod pull;
+mod upkeep;
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -19,16 +21,18 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use tokio::sync::{OnceCell, watch};
+use tokio::sync::{OnceCell, Semaphore, watch};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use vmnetx_store::origin::{Access, AccessArgs};
 use vmnetx_store::trust::Trust;
-use vmnetx_store::{Error as StoreError, Location, Package, Place, Store};
+use vmnetx_store::{Error as StoreError, Location, Package, Place, Reader, Store};
 
 pub(crate) use attachment::{Attachment, Holder};
 pub(crate) use counters::Sums;
+pub(crate) use pull::Pull;
+pub(crate) use upkeep::Verification;
 
 use crate::control::api::{
     API_VERSION, AttachRequest, Attached, AttachmentId, AttachmentStats, OrderUse, Stats, Versions,
@@ -71,8 +75,10 @@ struct Inner {
     access: AccessArgs,
     started: Instant,
     state: Mutex<State>,
-    /// How many attachments there are that end some time.
+    /// How many attachments that end some time, and works on the cache directory, there are.
     count: watch::Sender<usize>,
+    /// Taken by the one verification of the cache directory that may run.
+    verifying: Arc<Semaphore>,
     draining: CancellationToken,
     end: CancellationToken,
     tasks: TaskTracker,
@@ -81,6 +87,8 @@ struct Inner {
 #[derive(Debug, Default)]
 struct State {
     slots: HashMap<AttachmentId, Slot>,
+    /// What is being done with the cache directory beside serving.
+    works: usize,
     /// What attachments that are gone have counted.
     departed: Sums,
 }
@@ -135,6 +143,7 @@ impl Host {
             started: Instant::now(),
             state: Mutex::default(),
             count: watch::Sender::new(0),
+            verifying: Arc::new(Semaphore::new(1)),
             draining: CancellationToken::new(),
             end: CancellationToken::new(),
             tasks: TaskTracker::new(),
@@ -206,7 +215,8 @@ impl Host {
         listener: Listener,
     ) -> Result<Arc<Attachment>, Error> {
         let owner = rustix::process::geteuid().as_raw();
-        let attachment = self.attachment(id.clone(), owner, package, request, &listener)?;
+        let opened = (self.0.store.clone(), package);
+        let attachment = self.attachment(id.clone(), owner, opened, request, &listener)?;
         let cell = Arc::new(OnceCell::new_with(Some(Arc::clone(&attachment))));
         self.lock().slots.insert(id, Slot { owner, cell, waiting: 0, is_fixed: true });
         self.serve(&attachment, listener, None);
@@ -278,6 +288,17 @@ impl Host {
         access().map_err(|error| Error::Store(StoreError::Access(error)))
     }
 
+    fn reader(&self, request: &AttachRequest) -> Result<Reader, Error> {
+        let retry_for = request.retry_for_s.map_or_else(|| self.0.store.retry_for(), Duration::from_secs);
+        Ok(Reader {
+            retry_for: retry_for.min(ATTACH_RETRY_MAX),
+            background_bytes_per_s: request.background_bytes_per_s,
+            access: self.access(request)?,
+            trust: self.trust(request)?,
+            offline: request.offline,
+        })
+    }
+
     /// Opens the package and begins to serve it.
     async fn open(
         &self,
@@ -288,15 +309,13 @@ impl Host {
     ) -> Result<Arc<Attachment>, Error> {
         let folder =
             self.0.sockets.as_ref().ok_or(Error::Forbidden("this server has no folder for private sockets"))?;
-        let trust = self.trust(request)?;
-        let retry_for = request.retry_for_s.map_or_else(|| self.0.store.retry_for(), Duration::from_secs);
-        let store = self.0.store.for_reader(retry_for.min(ATTACH_RETRY_MAX), trust, self.access(request)?);
+        let store = self.0.store.for_reader(self.reader(request)?);
         let package = match request.order {
             OrderUse::Auto => store.package_in_order(location, request.purpose()).await,
             OrderUse::Off => store.package(location).await,
         }?;
         let listener = folder.listen(id.as_str(), owner)?;
-        let attachment = self.attachment(id.clone(), owner, package, request.clone(), &listener)?;
+        let attachment = self.attachment(id.clone(), owner, (store, package), request.clone(), &listener)?;
         tracing::info!(id = id.as_str(), owner, package = %attachment.package().link().name, "attached");
         self.serve(&attachment, listener, Some(self.0.grace));
         Ok(attachment)
@@ -306,12 +325,12 @@ impl Host {
         &self,
         id: AttachmentId,
         owner: u32,
-        package: Package,
+        opened: (Store, Package),
         request: AttachRequest,
         listener: &Listener,
     ) -> Result<Arc<Attachment>, Error> {
         let (socket, end) = (listener.to_string(), self.0.end.child_token());
-        Attachment::new(id, owner, package, request, socket, end).map(Arc::new)
+        Attachment::new(id, owner, opened, request, socket, end).map(Arc::new)
     }
 
     /// Serves an attachment until it ends, and forgets it then.
@@ -394,7 +413,8 @@ impl Host {
     }
 
     fn recount(&self, state: &State) {
-        self.0.count.send_replace(state.slots.values().filter(|slot| !slot.is_fixed).count());
+        let attachments = state.slots.values().filter(|slot| !slot.is_fixed).count();
+        self.0.count.send_replace(attachments + state.works);
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -421,6 +441,9 @@ impl Drop for Claim<'_> {
 fn judge(peer: Peer, request: &AttachRequest) -> Result<Location, Error> {
     if !request.is_bounded() {
         return Err(Error::BadRequest("it names too many keys or exports".to_owned()));
+    }
+    if request.background_bytes_per_s == Some(0) {
+        return Err(Error::BadRequest("at no bytes a second nothing is ever fetched".to_owned()));
     }
     let mut location: Location = request.link.parse()?;
     match (location.version, request.version) {

@@ -29,4 +29,4 @@ pub use location::{Location, Place};
 pub use order::{OrderCounts, Recorder};
 pub use package::Package;
 pub use pull::{CopyError, ImageSurvey, Progress, Pulled};
-pub use store::{Options, Store, default_cache_dir};
+pub use store::{Options, Reader, Store, default_cache_dir};

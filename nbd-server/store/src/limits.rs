@@ -155,6 +155,9 @@ pub const USES_BYTES_MAX: u64 = 32 << 20;
 /// Time for which nothing is written to the disk tier after a write has failed.
 pub const DISK_OFF_PAUSE: Duration = Duration::from_secs(30);
 
+/// A file's time may be so far ahead of the clock: file systems and processors keep their own.
+pub const CLOCK_SLACK: Duration = Duration::from_secs(60);
+
 /// Links that a cache directory keeps, as last read at each URL.
 pub const KEPT_LINKS_MAX: usize = 1024;
 

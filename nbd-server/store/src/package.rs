@@ -129,6 +129,12 @@ impl Package {
         &self.link
     }
 
+    /// Whether it is read over the network, or would be if it were not offline.
+    #[must_use]
+    pub const fn is_remote(&self) -> bool {
+        self.url.is_some()
+    }
+
     /// Where the link was read, if that was on the web.
     pub(crate) const fn url(&self) -> Option<&Url> {
         self.url.as_ref()

@@ -43,6 +43,12 @@ impl Progress {
         self.done_bytes.load(Ordering::Relaxed)
     }
 
+    /// Bytes of these that were fetched.
+    #[must_use]
+    pub fn fetched_bytes(&self) -> u64 {
+        self.fetched_bytes.load(Ordering::Relaxed)
+    }
+
     fn start(&self, total_bytes: u64) {
         self.total_bytes.store(total_bytes, Ordering::Relaxed);
     }
@@ -53,7 +59,7 @@ impl Progress {
     }
 
     fn pulled(&self) -> Pulled {
-        Pulled { bytes: self.done_bytes(), fetched_bytes: self.fetched_bytes.load(Ordering::Relaxed) }
+        Pulled { bytes: self.done_bytes(), fetched_bytes: self.fetched_bytes() }
     }
 }
 

@@ -52,6 +52,22 @@ pub struct Options {
     pub offline: bool,
 }
 
+/// How one of several readers of a store reads.
+#[derive(Debug, Clone)]
+pub struct Reader {
+    /// How long a read is tried again when the origin fails.
+    pub retry_for: Duration,
+    /// Bytes a second that its fetches for the background may take of each origin; nothing for the store's own limit. It is
+    /// never more than that.
+    pub background_bytes_per_s: Option<u64>,
+    /// Which credentials go to which host.
+    pub access: Access,
+    /// Which links are believed.
+    pub trust: Trust,
+    /// Whether to send no request to any host for it.
+    pub offline: bool,
+}
+
 /// Caches and connections.
 #[derive(Debug, Clone)]
 pub struct Store {
@@ -123,10 +139,19 @@ impl Store {
         })
     }
 
-    /// The same caches and connections, for a reader who waits so long, believes these links and shows himself so to hosts.
+    /// The same caches and connections, for a reader who reads like this.
     #[must_use]
-    pub fn for_reader(&self, retry_for: Duration, trust: Trust, access: Access) -> Self {
-        Self { retry_for, trust: Arc::new(trust), client: self.client.with_access(access), ..self.clone() }
+    pub fn for_reader(&self, reader: Reader) -> Self {
+        let Reader { retry_for, background_bytes_per_s, access, trust, offline } = reader;
+        let limits = [self.background_bytes_per_s, background_bytes_per_s];
+        Self {
+            retry_for,
+            background_bytes_per_s: limits.into_iter().flatten().min(),
+            trust: Arc::new(trust),
+            client: self.client.with_access(access),
+            is_offline: self.is_offline || offline,
+            ..self.clone()
+        }
     }
 
     /// Opens the package that a link names.
@@ -153,6 +178,13 @@ impl Store {
         &self.memory
     }
 
+    /// Whether the version of this manifest is pinned in the cache directory, and nothing of it was lost since: no request is
+    /// needed to read it.
+    #[must_use]
+    pub fn is_complete(&self, manifest: &Digest) -> bool {
+        self.disk.as_ref().is_some_and(|disk| disk.is_complete(manifest))
+    }
+
     /// The disk tier's cache, if there is one.
     #[must_use]
     pub fn disk(&self) -> Option<&DiskCache> {
@@ -160,7 +192,8 @@ impl Store {
     }
 
     /// The same, to be shared.
-    pub(crate) const fn disk_cache(&self) -> Option<&Arc<DiskCache>> {
+    #[must_use]
+    pub const fn disk_cache(&self) -> Option<&Arc<DiskCache>> {
         self.disk.as_ref()
     }
 

@@ -293,13 +293,72 @@ async fn the_cache_is_looked_after_from_the_command_line() {
     assert!(site.output(&["cache", "verify"]).await.status.success());
     let half = json(&site.output(&["cache", "prune", "--to", "1M", "--json"]).await);
     assert!(half["usage"]["bytes"].as_u64().unwrap() <= 1 << 20, "{half}");
-    // While a server uses it, that is said, and by whom.
-    let serving = site.start("8M");
+}
+
+/// Whoever has the directory, the commands say the same.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_does_what_the_commands_do_alone() {
+    let site = Site::new(2_000_000).await;
+    let link = site.origin.location().to_string();
+    let text = |output: &Output| {
+        assert!(output.status.success(), "{output:?}");
+        String::from_utf8(output.stdout.clone()).unwrap()
+    };
+    let serving = site.start("64M");
+    let client = serving.client().await;
+    let pulled = text(&site.output(&["pull", &link]).await);
+    assert!(pulled.ends_with("complete: safe to disconnect\n"), "{pulled}");
+    let again = text(&site.output(&["pull", &link, "--rate", "1M", "--json"]).await);
+    let commands = [
+        &["pull", &link, "--offline", "--json"][..],
+        &["cache", "du"],
+        &["cache", "du", "--json"],
+        &["cache", "prune", "--json"],
+        &["cache", "verify"],
+        &["cache", "verify", "--json"],
+        &["cache", "pin", "--list"],
+        &["cache", "pin", "--list", "--json"],
+        &["cache", "pin", "--remove", "nothing"],
+    ];
+    let mut served = Vec::new();
+    for words in commands {
+        served.push(site.output(words).await);
+    }
+    let attachments = text(&site.output(&["stats", "--json"]).await);
+    let stats: serde_json::Value = serde_json::from_str(&attachments).unwrap();
+    // The pulls' own attachments are gone, and what is served is whole.
+    assert_eq!(
+        (stats["attachments"].as_array().unwrap().len(), &stats["attachments"][0]["complete"]),
+        (1, &true.into())
+    );
+    site.read_everything(&client).await;
+    drop(client);
+    serving.stop().await;
+    assert_eq!(text(&site.output(&["pull", &link, "--json"]).await), again);
+    for (words, served) in commands.iter().zip(served) {
+        let alone = site.output(words).await;
+        let said = (alone.status.code(), &alone.stdout, &alone.stderr);
+        assert_eq!((served.status.code(), &served.stdout, &served.stderr), said, "{words:?}");
+    }
+    // The other way round: what a command has pulled, and lets go of by a server.
+    let serving = site.start("64M");
     serving.client().await;
+    assert!(text(&site.output(&["cache", "pin", "--remove", &link]).await).starts_with("vm version"));
+    assert_eq!(text(&site.output(&["cache", "pin", "--list"]).await), "");
+    let refused = site.output(&["pull", &link.replace("vm.vmnetx", "none.vmnetx")]).await;
+    assert_eq!(refused.status.code(), Some(5), "{refused:?}");
+    serving.stop().await;
+}
+
+/// A command that has the directory for itself is not taken for a server.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_has_the_directory_and_does_not_answer_is_told() {
+    let site = Site::new(100_000).await;
+    let _alone = vmnetx_store::DiskCache::open(&site.cache_dir(), 1 << 20).unwrap();
     let busy = site.output(&["cache", "prune"]).await;
     assert_eq!(busy.status.code(), Some(6));
     let said = String::from_utf8_lossy(&busy.stderr).into_owned();
-    assert!(said.contains(&format!("process {} uses it", serving.child.id())), "{said}");
+    assert!(said.contains(&format!("process {} uses it", std::process::id())), "{said}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -23,6 +23,9 @@ use crate::support::repository::Repository;
 use crate::support::source::Source;
 use crate::within;
 
+/// The folder of the cache directory.
+const CACHE: &str = "cache";
+
 /// A running server; it stops with this value.
 pub(crate) struct Hosted {
     pub(crate) source: Source,
@@ -47,17 +50,27 @@ impl Hosted {
         grace: Duration,
         behave: impl Fn(&Asked) -> Answer + Send + Sync + 'static,
     ) -> Self {
-        Self::start(source, HostOptions { grace, ..HostOptions::default() }, behave).await
+        Self::start(source, None, HostOptions { grace, ..HostOptions::default() }, behave).await
     }
 
     /// A server that takes only links which are signed with one of these keys.
     pub(crate) async fn demanding(source: Source, keys: Vec<PublicKey>) -> Self {
         let trust = Trust { keys, ..Trust::default() };
-        Self::start(source, HostOptions { trust, ..HostOptions::default() }, |_| Answer::Good).await
+        Self::start(source, None, HostOptions { trust, ..HostOptions::default() }, |_| Answer::Good).await
+    }
+
+    /// A server that keeps up to so many bytes in a cache directory.
+    pub(crate) async fn keeping(
+        source: Source,
+        disk_bytes: u64,
+        behave: impl Fn(&Asked) -> Answer + Send + Sync + 'static,
+    ) -> Self {
+        Self::start(source, Some(disk_bytes), HostOptions::default(), behave).await
     }
 
     async fn start(
         source: Source,
+        disk_bytes: Option<u64>,
         options: HostOptions,
         behave: impl Fn(&Asked) -> Answer + Send + Sync + 'static,
     ) -> Self {
@@ -66,7 +79,8 @@ impl Hosted {
         std::fs::set_permissions(dir.path(), PermissionsExt::from_mode(0o711)).unwrap();
         let repository = Repository::of(&source);
         let origin = BadServer::start(repository.root(), behave).await;
-        let store = Store::open(Options { retry_for: Duration::from_secs(1), ..Options::default() }).unwrap();
+        let disk = disk_bytes.map(|bytes| (dir.path().join(CACHE), bytes));
+        let store = Store::open(Options { disk, retry_for: Duration::from_secs(1), ..Options::default() }).unwrap();
         let path = dir.path().join("control.sock");
         let listener = Listener::unix(&path).unwrap();
         let options = HostOptions { sockets: Some(dir.path().join("control.d")), ..options };
@@ -74,6 +88,11 @@ impl Hosted {
         let shutdown = CancellationToken::new();
         let serving = tokio::spawn(serve_control(listener, host.clone(), shutdown.clone()));
         Self { source, repository, origin, host, control: Control::new(path), shutdown, serving, dir }
+    }
+
+    /// The cache directory of a server that is keeping.
+    pub(crate) fn cache_dir(&self) -> PathBuf {
+        self.dir.path().join(CACHE)
     }
 
     /// What a client asks for.

@@ -10,6 +10,7 @@ mod in_flight;
 mod lifecycle;
 mod prefetch;
 mod program;
+mod pulls;
 mod raw;
 mod residency;
 mod rig;

@@ -38,6 +38,7 @@ pub use self::tier::DiskTier;
 pub use self::upkeep::{DiskUsage, DiskVerified};
 
 pub(crate) use self::segment::Record;
+pub(crate) use self::upkeep::Hold;
 
 /// Bytes that a record takes beside its frame.
 pub(crate) const RECORD_OVERHEAD_BYTES: u64 = segment::HEAD_BYTES + index::ENTRY_BYTES;
@@ -102,8 +103,8 @@ impl DiskCache {
             off: Off::new(),
             queued_bytes: AtomicU64::new(0),
         });
-        shared.pin_all();
         let newest = shared.adopt(listing.segments);
+        shared.pin_all();
         let mut writer = Writer::new(Arc::clone(&shared), newest, listing.highest);
         // It may have been larger the last time.
         if let Err(error) = writer.prune(max_bytes) {
@@ -263,14 +264,10 @@ impl Shared {
         Some((state.segment(number)?, contents))
     }
 
-    /// Pins what the pins of the directory say, and nothing else.
+    /// Pins what the pins of the directory say, and what pulls hold.
     fn pin_all(&self) {
         let pins = pins::load(&self.dir);
-        let mut state = self.lock();
-        state.unpin_all();
-        for pinned in pins {
-            state.pin(pinned.frames.into_iter().chain(pinned.pin.objects));
-        }
+        self.lock().pin_versions(pins);
     }
 
     /// The plain and the stored bytes of a frame that was read.

@@ -7,7 +7,7 @@ use std::time::SystemTime;
 use tempfile::NamedTempFile;
 use vmnetx_format::Digest;
 
-use crate::file::open_regular;
+use crate::file::{age_time, open_regular};
 
 /// A folder of files that are named by digests.
 #[derive(Debug)]
@@ -46,10 +46,10 @@ impl Files {
     }
 
     fn remove_oldest(&self) -> std::io::Result<()> {
-        let mut files = Vec::new();
+        let (mut files, now) = (Vec::new(), SystemTime::now());
         for entry in std::fs::read_dir(&self.dir)? {
             let entry = entry?;
-            files.push((entry.metadata()?.modified().unwrap_or(SystemTime::UNIX_EPOCH), entry.path()));
+            files.push((age_time(entry.metadata()?.modified(), now), entry.path()));
         }
         files.sort_unstable();
         let surplus = files.len().saturating_sub(self.files_max);
@@ -76,5 +76,23 @@ mod tests {
         assert_eq!(files.get(&name(1), 10), None);
         assert_eq!(files.get(&name(4), 4), Some(vec![4; 4]));
         assert_eq!(files.get(&name(4), 3), None, "longer than it may be");
+    }
+
+    #[test]
+    fn files_of_a_clock_that_was_ahead_do_not_drive_out_newer_ones() {
+        let dir = tempfile::tempdir().unwrap();
+        let files = Files::new(dir.path().join("links"), 3);
+        let name = |number: u8| Digest::of(&[number]);
+        let year = std::time::Duration::from_secs(365 * 24 * 3600);
+        for number in 0..3 {
+            files.put(&name(number), b"ahead");
+            let file = std::fs::File::open(files.dir.join(name(number).to_string())).unwrap();
+            file.set_modified(SystemTime::now() + year).unwrap();
+        }
+        for number in 3..6 {
+            files.put(&name(number), b"now");
+            assert!(files.get(&name(number), 10).is_some(), "{number}");
+        }
+        assert!((0..3).all(|number| files.get(&name(number), 10).is_none()));
     }
 }

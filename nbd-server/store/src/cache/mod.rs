@@ -13,7 +13,7 @@ pub use flight::{Flights, SingleFlight};
 pub use memory::{MemoryCache, MemoryTier};
 pub use pins::Pin;
 
-pub(crate) use disk::{RECORD_OVERHEAD_BYTES, Record};
+pub(crate) use disk::{Hold, RECORD_OVERHEAD_BYTES, Record};
 pub(crate) use files::Files;
 pub(crate) use objects::ObjectCache;
 pub(crate) use pins::Pinned;

@@ -12,7 +12,7 @@ use tempfile::NamedTempFile;
 use vmnetx_format::Digest;
 
 use super::DiskCache;
-use crate::file::open_regular;
+use crate::file::{age_time, open_regular};
 use crate::limits::{OBJECTS_BYTES_MAX, OBJECTS_MAX};
 
 /// Objects in a directory.
@@ -87,14 +87,15 @@ impl ObjectCache {
 
     /// The objects that may be removed.
     fn list(&self) -> std::io::Result<Vec<Kept>> {
-        let mut kept = Vec::new();
+        let (mut kept, now) = (Vec::new(), SystemTime::now());
         for entry in std::fs::read_dir(&self.dir)? {
             let entry = entry?;
             let metadata = entry.metadata()?;
             let digest = entry.file_name().to_str().and_then(|name| name.parse().ok());
             let is_pinned = digest.is_some_and(|digest| self.disk.is_pinned(&digest));
             if metadata.is_file() && !is_pinned {
-                kept.push(Kept { path: entry.path(), bytes: metadata.len(), used: metadata.accessed()? });
+                let used = age_time(metadata.accessed(), now);
+                kept.push(Kept { path: entry.path(), bytes: metadata.len(), used });
             }
         }
         Ok(kept)
@@ -153,5 +154,26 @@ mod tests {
         cache.put(&digest(OBJECTS_MAX), &object(OBJECTS_MAX));
         assert!(cache.get(&digest(0), 8).is_some() && cache.get(&digest(OBJECTS_MAX), 8).is_some());
         assert!(cache.get(&digest(1), 8).is_none() && cache.get(&digest(2), 8).is_some());
+    }
+
+    #[test]
+    fn objects_of_a_clock_that_was_ahead_go_first() {
+        let dir = tempfile::tempdir().unwrap();
+        let cache = cache(dir.path());
+        let object = |number: usize| number.to_le_bytes();
+        let digest = |number| Digest::of(&object(number));
+        let ahead = SystemTime::now() + std::time::Duration::from_secs(365 * 24 * 3600);
+        for number in 0..OBJECTS_MAX {
+            cache.write(&digest(number), &object(number)).unwrap();
+            File::open(cache.path(&digest(number))).unwrap().set_times(FileTimes::new().set_accessed(ahead)).unwrap();
+        }
+        // The one that is used has the time of its use.
+        assert!(cache.get(&digest(7), 8).is_some());
+        for number in OBJECTS_MAX..OBJECTS_MAX + 2 {
+            cache.put(&digest(number), &object(number));
+        }
+        for number in [7, OBJECTS_MAX, OBJECTS_MAX + 1] {
+            assert!(cache.get(&digest(number), 8).is_some(), "{number}");
+        }
     }
 }

@@ -20,11 +20,13 @@ const MAGIC: &[u8; 4] = b"VXP0";
 
 /// A version that is kept whole.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Pin {
     /// The package's name.
     pub name: String,
     /// The version: its manifest's digest.
+    #[cfg_attr(feature = "openapi", schema(value_type = String))]
     pub manifest: Digest,
     /// Where its link was read.
     pub link: String,
@@ -33,6 +35,7 @@ pub struct Pin {
     /// Bytes of its frames as stored.
     pub bytes: u64,
     /// Manifest, layout and orders.
+    #[cfg_attr(feature = "openapi", schema(value_type = Vec<String>))]
     pub objects: Vec<Digest>,
 }
 

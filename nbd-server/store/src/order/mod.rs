@@ -1,6 +1,7 @@
 //! Orders: recording in which sequence a boot first touches its images, and fetching ahead of the next boot in a recorded one.
 
 mod plan;
+mod read;
 mod record;
 mod replay;
 

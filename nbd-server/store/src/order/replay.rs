@@ -9,16 +9,15 @@ use std::sync::{Arc, OnceLock};
 use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 use tokio_util::task::AbortOnDropHandle;
-use vmnetx_format::limits::ORDER_BYTES_MAX;
-use vmnetx_format::{Digest, Order, OrderFrame, Purpose, Version, order_path};
+use vmnetx_format::{Digest, OrderFrame, Purpose, Version};
 
+use super::read::read;
 use super::{OrderCounts, Plan};
+use crate::Store;
 use crate::image::Tiers;
 use crate::limits::{ORDER_AHEAD_PARTS, ORDER_IN_FLIGHT_BYTES, ORDER_REQUEST_BYTES};
 use crate::origin::Origin;
-use crate::package::verified;
 use crate::tier::{Tier, Wanted, Why};
-use crate::{Error, Store};
 
 /// The replay of a version's recorded orders, which ends with it.
 #[derive(Debug)]
@@ -43,7 +42,7 @@ impl OrderReplay {
             async move {
                 let mut all = Vec::new();
                 for digest in orders {
-                    match fetch(&store, &*origin, digest).await {
+                    match read(&store, &*origin, digest).await {
                         Ok(order) => all.push(order),
                         Err(error) => tracing::warn!(%error, "nothing is fetched ahead by this order"),
                     }
@@ -65,12 +64,6 @@ impl OrderReplay {
     pub(crate) fn counts(&self) -> Option<OrderCounts> {
         self.plan.get().map(Plan::counts)
     }
-}
-
-async fn fetch(store: &Store, origin: &dyn Origin, digest: Digest) -> Result<Order, Error> {
-    let path = order_path(&digest);
-    let object = verified(store, origin, &path, ORDER_BYTES_MAX, digest).await?;
-    Order::decode(&object.bytes).map_err(|source| Error::Order { object: origin.locate(&path), source })
 }
 
 /// Brings the frames of the plan; ends with the last one. Dropping the future ends it early.
@@ -109,8 +102,7 @@ fn next_request<'a>(frames: &mut impl Iterator<Item = &'a OrderFrame>, tiers: &T
     let mut bytes = 0;
     for frame in frames.filter(|frame| !tiers.memory.contains(&frame.digest)) {
         bytes += u64::from(frame.place.stored_len);
-        let OrderFrame { digest, plain_len, place } = frame.clone();
-        wanted.push(Wanted { digest, plain_len, place });
+        wanted.push(super::read::wanted(frame));
         if bytes >= ORDER_REQUEST_BYTES {
             break;
         }

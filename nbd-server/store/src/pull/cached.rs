@@ -10,7 +10,7 @@ use vmnetx_format::{Digest, layout_path, manifest_path, order_path};
 
 use super::walk::Walk;
 use super::{Progress, Pulled, blocking};
-use crate::cache::{Pin, Pinned, RECORD_OVERHEAD_BYTES, Record};
+use crate::cache::{Hold, Pin, Pinned, RECORD_OVERHEAD_BYTES, Record};
 use crate::limits::{PULL_BATCH_BYTES, PULL_BATCHES_MAX};
 use crate::origin::OriginTier;
 use crate::package::{kept_name, verified};
@@ -22,6 +22,7 @@ struct Pull<'a> {
     store: &'a Store,
     package: &'a Package,
     disk: Arc<DiskCache>,
+    hold: Hold,
     progress: &'a Arc<Progress>,
     frames: HashMap<Digest, Frame>,
     under_way: JoinSet<Result<(), Error>>,
@@ -32,16 +33,6 @@ struct Frame {
     stored_len: u32,
     /// Whether it was read back or is fetched.
     is_dealt_with: bool,
-}
-
-/// Keeps frames from being evicted while they are pulled.
-struct Hold(Arc<DiskCache>);
-
-impl Drop for Hold {
-    fn drop(&mut self) {
-        // With the pin written it changes nothing.
-        self.0.release();
-    }
 }
 
 impl Store {
@@ -62,13 +53,12 @@ impl Store {
         let no_directory =
             || Error::Cache { dir: "(none)".into(), reason: "there is no directory to pull into".into() };
         let disk = Arc::clone(self.disk_cache().ok_or_else(no_directory)?);
-        let (frames, under_way) = (HashMap::new(), JoinSet::new());
-        let mut pull = Pull { store: self, package, disk, progress, frames, under_way };
-        let hold = Hold(Arc::clone(&pull.disk));
+        let (hold, frames, under_way) = (disk.hold(), HashMap::new(), JoinSet::new());
+        let mut pull = Pull { store: self, package, disk, hold, progress, frames, under_way };
         let objects = pull.objects().await?;
         let bytes = pull.count().await?;
         pull.check_room()?;
-        pull.disk.hold(pull.frames.keys().copied());
+        pull.hold.keep(pull.frames.keys().copied());
         for image in package.images() {
             let mut walk = Walk::new(image);
             while let Some(frames) = walk.next().await? {
@@ -79,7 +69,6 @@ impl Store {
             batch.map_err(|_| Error::Closing)??;
         }
         pull.pin(location, bytes, objects).await?;
-        drop(hold);
         Ok(progress.pulled())
     }
 }
@@ -95,7 +84,7 @@ impl Pull<'_> {
         let orders = version.orders.iter().map(|digest| (order_path(digest), *digest, ORDER_BYTES_MAX));
         let mut digests = Vec::new();
         for (path, digest, max_bytes) in objects.into_iter().chain(orders) {
-            self.disk.hold([digest]);
+            self.hold.keep([digest]);
             let object = verified(self.store, &**self.package.repository(), &path, max_bytes, digest).await?;
             let Some(cache) = self.store.objects().cloned() else { continue };
             let kept = blocking(move || {

@@ -7,7 +7,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use tempfile::TempDir;
 use vmnetx_format::Purpose;
 use vmnetx_store::failure::{Class, Told};
-use vmnetx_store::{DiskCache, Error, Location, Options, Package, Piece, Progress, Pulled, Store};
+use vmnetx_store::origin::Access;
+use vmnetx_store::trust::Trust;
+use vmnetx_store::{DiskCache, Error, Location, Options, Package, Piece, Progress, Pulled, Reader, Store};
 
 use crate::support::bad_http::{Answer, BadServer};
 use crate::support::repository::Repository;
@@ -188,6 +190,108 @@ async fn pinned_packages_stay_and_too_large_ones_are_refused() {
     assert!(disk.unpin(&pinned.version.manifest).unwrap());
     assert!(disk.pins().is_empty() && disk.usage().pinned_bytes == 0);
     drop(offline);
+}
+
+/// A pull that fails beside another one lets go of nothing that the other has brought.
+#[tokio::test]
+async fn pulls_at_the_same_time_hold_what_is_theirs() {
+    let (first, second) =
+        (Repository::of(&Source::of(noise(1, 400_000))), Repository::of(&Source::of(noise(2, 400_000))));
+    let (open, gate) = tokio::sync::watch::channel(true);
+    let behave = move |_: &_| Answer::When(gate.clone());
+    let slow = BadServer::start(first.root(), behave).await;
+    let quick = BadServer::start(second.root(), |_| Answer::Good).await;
+    let dir = tempfile::tempdir().unwrap();
+    let kept = store(dir.path(), 3 * MIB / 2, false).await;
+    let location = slow.location();
+    let package = kept.package(&location).await.unwrap();
+    // Half of it is here, and nothing else until the gate is open again.
+    package.disks()[0].read(0, 200_000).await.unwrap();
+    kept.disk().unwrap().flush();
+    open.send(false).unwrap();
+    let progress = Arc::<Progress>::default();
+    let slow_pull = tokio::spawn({
+        let (kept, location, progress) = (kept.clone(), location.clone(), Arc::clone(&progress));
+        async move { kept.pull(&package, &location, &progress).await }
+    });
+    within(20, async {
+        while progress.done_bytes() < 200_000 {
+            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        }
+    })
+    .await;
+    // Complete, let go of, and pushed out by what is read then: several times what the cache can hold.
+    pull(&kept, &quick.location()).await.unwrap();
+    let disk = kept.disk().unwrap();
+    assert!(kept.is_complete(&second.version.manifest) && !kept.is_complete(&first.version.manifest));
+    assert!(disk.unpin(&second.version.manifest).unwrap());
+    assert!(!kept.is_complete(&second.version.manifest));
+    let large = Repository::of(&Source::of(noise(3, 6_000_000)));
+    let package = kept.package(&large.location()).await.unwrap();
+    package.disks()[0].read(0, 6_000_000).await.unwrap();
+    open.send(true).unwrap();
+    slow_pull.await.unwrap().unwrap();
+    assert!(kept.is_complete(&first.version.manifest));
+    package.disks()[0].read(0, 6_000_000).await.unwrap();
+    drop((package, kept));
+    let offline = store(dir.path(), 3 * MIB / 2, true).await;
+    assert!(offline.is_complete(&first.version.manifest), "known at the start, too");
+    assert_eq!(pull(&offline, &location).await.unwrap().fetched_bytes, 0);
+    // Whatever is damaged then is a part of it.
+    offline.disk().unwrap().prune(0).unwrap();
+    drop(offline);
+    damage(dir.path());
+    let damaged = store(dir.path(), 3 * MIB / 2, false).await;
+    let found = tokio::task::spawn_blocking({
+        let damaged = damaged.clone();
+        move || damaged.disk().unwrap().verify(|_| ()).damaged
+    });
+    assert_eq!(found.await.unwrap(), 1);
+    assert!(!damaged.is_complete(&first.version.manifest), "a part of it is gone");
+    pull(&damaged, &location).await.unwrap();
+    assert!(damaged.is_complete(&first.version.manifest));
+}
+
+/// One reader of a store that is online sends nothing; the others are not disturbed by it.
+#[tokio::test]
+async fn one_reader_of_several_can_be_offline() {
+    let source = Source::of(noise(1, 900_000));
+    let repository = Repository::of(&source);
+    let origin = BadServer::start(repository.root(), |_| Answer::Good).await;
+    let dir = tempfile::tempdir().unwrap();
+    let online = store(dir.path(), 64 * MIB, false).await;
+    let reader = Reader {
+        retry_for: std::time::Duration::from_millis(300),
+        background_bytes_per_s: None,
+        access: Access::default(),
+        trust: Trust::default(),
+        offline: true,
+    };
+    let offline = online.for_reader(reader);
+    assert!(matches!(offline.package(&origin.location()).await, Err(Error::Offline { .. })));
+    assert_eq!(origin.log().len(), 0);
+    let there = online.package(&origin.location()).await.unwrap();
+    there.disks()[0].read(0, 1000).await.unwrap();
+    let here = within(20, async {
+        loop {
+            match offline.package(&origin.location()).await {
+                Ok(package) => return package,
+                // Link, manifest and layout are written by and by.
+                Err(Error::Offline { .. }) => tokio::time::sleep(std::time::Duration::from_millis(5)).await,
+                Err(error) => panic!("{error}"),
+            }
+        }
+    })
+    .await;
+    let before = origin.log().len();
+    assert!(matches!(here.disks()[0].read(500_000, 1000).await, Err(Error::Offline { .. })));
+    assert_eq!(origin.log().len(), before);
+    // At the same time: whoever may ask does, and whoever may not has the benefit or nothing.
+    let size = source.size_bytes();
+    let (online_read, offline_read) = tokio::join!(there.disks()[0].read(0, size), here.disks()[0].read(0, size));
+    online_read.unwrap();
+    assert!(matches!(offline_read, Ok(_) | Err(Error::Offline { .. })));
+    expect_image(&here, 0, &source).await;
 }
 
 #[tokio::test]

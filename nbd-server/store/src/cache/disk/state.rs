@@ -10,6 +10,7 @@ use vmnetx_format::Digest;
 use super::index::{Entry, TRAILER_BYTES};
 use super::segment::{Contents, Segment};
 use super::uses::Uses;
+use crate::cache::Pinned;
 use crate::limits::EVICT_FREED_PARTS;
 use crate::order::DigestHasher;
 
@@ -25,6 +26,10 @@ pub(super) struct State {
     segments: BTreeMap<u32, Held>,
     /// Frames that are not to be evicted, here or not.
     pinned: DigestSet,
+    /// The manifests of pinned versions all of whose frames are here.
+    complete: DigestSet,
+    /// How many pulls keep frames from being evicted until they end.
+    holds: u32,
     bytes: u64,
 }
 
@@ -148,6 +153,10 @@ impl State {
         let Some(&slot) = self.index.get(&entry.digest).filter(|slot| slot.is_at(number, entry)) else { return };
         self.index.remove(&entry.digest);
         self.count(slot, &entry.digest, -1);
+        if self.pinned.contains(&entry.digest) {
+            // Which versions have it is not known here; the next pull says which of them are complete all the same.
+            self.complete.clear();
+        }
     }
 
     /// The segment to be evicted: the oldest from which enough is freed; records that are pinned stay. `tail` is never it.
@@ -245,10 +254,35 @@ impl State {
         }
     }
 
-    /// No frame is pinned any more.
-    pub(super) fn unpin_all(&mut self) {
-        self.pinned = DigestSet::default();
-        self.segments.values_mut().for_each(|held| held.pinned_bytes = 0);
+    /// Pins what `pins` say and, unless a pull holds frames, nothing else. What it holds stays pinned, whichever of its
+    /// frames they are, until the last pull ends.
+    pub(super) fn pin_versions(&mut self, pins: Vec<Pinned>) {
+        self.complete = DigestSet::default();
+        if self.holds == 0 {
+            self.pinned = DigestSet::default();
+            self.segments.values_mut().for_each(|held| held.pinned_bytes = 0);
+        }
+        for Pinned { pin, frames } in pins {
+            self.pin(frames.iter().copied().chain(pin.objects));
+            if frames.iter().all(|frame| self.contains(frame)) {
+                self.complete.insert(pin.manifest);
+            }
+        }
+    }
+
+    /// Whether the version of this manifest is pinned and all of it is here.
+    pub(super) fn is_complete(&self, manifest: &Digest) -> bool {
+        self.complete.contains(manifest)
+    }
+
+    /// A pull begins to hold frames.
+    pub(super) fn hold(&mut self) {
+        self.holds += 1;
+    }
+
+    /// A pull has ended.
+    pub(super) fn release(&mut self) {
+        self.holds = self.holds.saturating_sub(1);
     }
 
     /// The records that were used, as segment and offset.

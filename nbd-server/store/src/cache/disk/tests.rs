@@ -134,7 +134,7 @@ fn pinned_frames_stay_and_the_rest_has_room() {
     cache.prune(0).unwrap();
     assert!(pinned.iter().all(|&number| read(&cache, number)));
     assert_eq!(cache.usage().records, 50);
-    cache.shared.lock().unpin_all();
+    cache.shared.lock().pin_versions(Vec::new());
     cache.prune(0).unwrap();
     assert_eq!((cache.usage().records, cache.bytes()), (0, 0));
 }
@@ -237,7 +237,7 @@ proptest! {
                 }
                 Step::Pin(_) => {}
                 Step::UnpinAll => {
-                    cache.shared.lock().unpin_all();
+                    cache.shared.lock().pin_versions(Vec::new());
                     pins.clear();
                 }
                 Step::Reopen => {

@@ -1,8 +1,9 @@
 //! What is done with a cache beside reading and filling it: looking how full it is, verifying, emptying.
 
+use std::path::Path;
 use std::sync::Arc;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use vmnetx_format::Digest;
 
 use super::index::Entry;
@@ -13,7 +14,9 @@ use crate::cache::{Pin, Pinned, pins};
 use crate::limits::PINNED_QUARTERS_MAX;
 
 /// How full a cache is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(deny_unknown_fields)]
 pub struct DiskUsage {
     /// Bytes of its segments, what was overwritten in them included.
     pub bytes: u64,
@@ -26,7 +29,9 @@ pub struct DiskUsage {
 }
 
 /// What came of verifying a cache.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(deny_unknown_fields)]
 pub struct DiskVerified {
     /// Frames that were read.
     pub records: u64,
@@ -36,7 +41,35 @@ pub struct DiskVerified {
     pub damaged: u64,
 }
 
+/// Keeps frames from being evicted until it is dropped.
+#[derive(Debug)]
+pub(crate) struct Hold(Arc<DiskCache>);
+
+impl Hold {
+    /// Keeps these too, whether they are here or not.
+    pub(crate) fn keep(&self, digests: impl IntoIterator<Item = Digest>) {
+        self.0.shared.lock().pin(digests);
+    }
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        // Not the cache itself: its writer would wait for its own end if it dropped it last.
+        let shared = Arc::clone(&self.0.shared);
+        self.0.later(move || {
+            shared.lock().release();
+            shared.pin_all();
+        });
+    }
+}
+
 impl DiskCache {
+    /// The directory.
+    #[must_use]
+    pub fn dir(&self) -> &Path {
+        &self.shared.dir
+    }
+
     /// How full it is now.
     #[must_use]
     pub fn usage(&self) -> DiskUsage {
@@ -131,16 +164,15 @@ impl DiskCache {
         self.shared.max_bytes / 4 * PINNED_QUARTERS_MAX
     }
 
-    /// Keeps frames from being evicted until [`Self::release`], whether they are here or not.
-    pub(crate) fn hold(&self, digests: impl IntoIterator<Item = Digest>) {
-        self.shared.lock().pin(digests);
+    /// Begins to keep frames from being evicted, which ends with the hold.
+    pub(crate) fn hold(self: &Arc<Self>) -> Hold {
+        self.shared.lock().hold();
+        Hold(Arc::clone(self))
     }
 
-    /// Pins some time soon what the pins say and nothing else.
-    pub(crate) fn release(&self) {
-        // Not the cache itself: its writer would wait for its own end if it dropped it last.
-        let shared = Arc::clone(&self.shared);
-        self.later(move || shared.pin_all());
+    /// Whether the version of this manifest is pinned and all of it is here; does not read the disk.
+    pub(crate) fn is_complete(&self, manifest: &Digest) -> bool {
+        self.shared.lock().is_complete(manifest)
     }
 
     pub(crate) fn is_pinned(&self, digest: &Digest) -> bool {
@@ -152,7 +184,9 @@ impl DiskCache {
     /// # Errors
     /// [`Error::Cache`] when the pin cannot be written.
     pub(crate) fn pin(&self, pinned: &Pinned) -> Result<(), Error> {
-        pinned.write(&self.shared.dir).map_err(|error| self.error(&error))
+        pinned.write(&self.shared.dir).map_err(|error| self.error(&error))?;
+        self.shared.pin_all();
+        Ok(())
     }
 
     /// The directory cannot be used for this reason.
