@@ -2,6 +2,7 @@
 //! stopping. The numbers in names and comments are those of the list of NBD test cases.
 
 mod attachments;
+mod clock;
 mod control;
 mod disk_cache;
 mod handshake;

@@ -26,13 +26,13 @@ fn program(words: &[&str]) -> Command {
     command
 }
 
-fn serve(cache_dir: &Path) -> Command {
+pub(crate) fn serve(cache_dir: &Path) -> Command {
     let mut command = program(&["serve", "--idle", "60", "--cache-dir"]);
     command.arg(cache_dir);
     command
 }
 
-async fn until_it_answers(control: &Control) {
+pub(crate) async fn until_it_answers(control: &Control) {
     within(60, async {
         while control.versions().await.is_err() {
             tokio::time::sleep(Duration::from_millis(20)).await;
@@ -41,7 +41,7 @@ async fn until_it_answers(control: &Control) {
     .await;
 }
 
-fn signal(child: &Child, signal: Signal) {
+pub(crate) fn signal(child: &Child, signal: Signal) {
     kill_process(Pid::from_raw(child.id().unwrap() as i32).unwrap(), signal).unwrap();
 }
 
