@@ -8,12 +8,11 @@ use url::Url;
 use vmnetx_format::machine::Machine;
 use vmnetx_format::{Digest, Link, Manifest, Name, PublicKey, Title, Version};
 use vmnetx_store::dir::RepositoryDir;
-use vmnetx_store::trust::Trust;
 use vmnetx_store::{Location, Options, Package, Store};
 
 use crate::limits::INFO_RETRY_S;
 use crate::local::{LocalImage, LocalLink, NodeKey, Packs, images};
-use crate::remote::open;
+use crate::remote::{Reader, open};
 use crate::{Damage, Error, OrderInfo, Progress};
 
 /// A package and one of its versions.
@@ -107,18 +106,18 @@ pub struct ListedPackage {
     pub disk_bytes: u64,
 }
 
-/// Describes the package that `location` names. Unless `trust` demands a key, a bad signature in a repository of this host
+/// Describes the package that `location` names. Unless `reader` demands a key, a bad signature in a repository of this host
 /// is no error but told: its publisher wants to see what the link says.
 ///
 /// # Errors
 /// [`Error`] when its link, manifest or index cannot be read, or the link is not to be believed.
-pub fn info(location: &Location, trust: &Trust, progress: &dyn Progress) -> Result<PackageInfo, Error> {
+pub fn info(location: &Location, reader: &Reader, progress: &dyn Progress) -> Result<PackageInfo, Error> {
     let Some(found) = LocalLink::find(location)? else {
-        let package = remote(location, trust, progress)?;
+        let package = remote(location, reader, progress)?;
         let signature = package.signer().map(|key| SignatureInfo { key, good: true });
         return Ok(describe(package.link(), signature, package.version(), package.manifest(), (&[], Vec::new())));
     };
-    found.demand(trust)?;
+    found.demand(&reader.trust)?;
     let version = found.version(location)?;
     let unreadable = |source| Error::Version { link: location.to_string(), source: Box::new(source) };
     let manifest = found.repository.manifest(version).map_err(|error| unreadable(error.into()))?;
@@ -194,10 +193,10 @@ pub fn list(repository: &RepositoryDir) -> Result<Vec<ListedPackage>, Error> {
 }
 
 /// Opens a package of a repository that is not on this host, and says what the user should know about its link.
-pub(crate) fn remote(location: &Location, trust: &Trust, progress: &dyn Progress) -> Result<Package, Error> {
+pub(crate) fn remote(location: &Location, reader: &Reader, progress: &dyn Progress) -> Result<Package, Error> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Error::Runtime)?;
-    let (retry_for, trust) = (Duration::from_secs(INFO_RETRY_S), trust.clone());
-    let store = Store::open(Options { retry_for, trust, ..Options::default() })?;
+    let (retry_for, trust, access) = (Duration::from_secs(INFO_RETRY_S), reader.trust.clone(), reader.access()?);
+    let store = Store::open(Options { retry_for, trust, access, ..Options::default() })?;
     Ok(open(&runtime, &store, location, progress)?)
 }
 

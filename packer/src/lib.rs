@@ -40,6 +40,7 @@ pub use order::{
 pub use progress::{Progress, Silent};
 pub use prune::{Objects, PruneOptions, PruneReport, prune};
 pub use push::{Conditions, Endpoint, PrunedObject, PushError, PushOptions, PushReport, PushedLink, Target, push};
+pub use remote::Reader;
 pub use repack::{RepackOptions, RepackReport, repack};
 pub use repair::{Left, RepairOptions, RepairReport, RepairSource, repair};
 pub use serve::Server;

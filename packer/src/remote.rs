@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use futures_util::{Stream, stream};
 use tokio::runtime::Runtime;
+use vmnetx_store::origin::{Access, AccessArgs};
 use vmnetx_store::trust::Trust;
 use vmnetx_store::{Image, Location, Options, Package, Store};
 
@@ -19,9 +20,30 @@ const EXTENTS_MAX: usize = 64;
 /// Offset and length of a part of an image.
 pub(crate) type Range = (u64, u64);
 
-/// A store for reading everything once.
-pub(crate) fn once_store(trust: &Trust) -> Result<Store, Error> {
-    Ok(Store::open(Options { memory_bytes: MEMORY_BYTES, trust: trust.clone(), ..Options::default() })?)
+/// How packages that are published elsewhere are read.
+#[derive(Debug, Clone, Default)]
+pub struct Reader {
+    /// Which links are believed.
+    pub trust: Trust,
+    /// Which credentials go to which host. They are read when a host is asked: what is on this host needs none.
+    pub access: AccessArgs,
+}
+
+impl Reader {
+    /// The credentials.
+    pub(crate) fn access(&self) -> Result<Access, Error> {
+        Ok(self.access.access().map_err(vmnetx_store::Error::from)?)
+    }
+
+    /// A store for reading everything once.
+    pub(crate) fn once_store(&self) -> Result<Store, Error> {
+        once_store(self.trust.clone(), self.access()?)
+    }
+}
+
+/// A store for reading everything once that believes these links and has these credentials.
+pub(crate) fn once_store(trust: Trust, access: Access) -> Result<Store, Error> {
+    Ok(Store::open(Options { memory_bytes: MEMORY_BYTES, trust, access, ..Options::default() })?)
 }
 
 /// Opens a package, and says what the user should know about its link.

@@ -41,6 +41,8 @@ pub(super) struct Args {
     repo: PathBuf,
     #[command(flatten)]
     trust: TrustArgs,
+    #[command(flatten)]
+    access: AccessArgs,
     /// Boot so many times: what only one boot of several reads comes last.
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=16))]
     runs: u32,
@@ -109,8 +111,8 @@ pub(super) async fn run(args: Args) -> Result<(), Error> {
 
 /// Boots once; nothing if the user has ended it.
 async fn rehearse(args: &Args, shutdown: &CancellationToken) -> Result<Option<Rehearsed>, Error> {
-    let access = AccessArgs::default();
-    let request = AttachRequest { order: OrderUse::Off, record: true, ..request(&args.link, &args.trust, &access)? };
+    let request = request(&args.link, &args.trust, &args.access)?;
+    let request = AttachRequest { order: OrderUse::Off, record: true, ..request };
     // A server of its own: nothing is kept of a rehearsal.
     let attaching = Lease::take(&Wanted::Private, Sizes { memory_bytes: MEMORY_BYTES, disk_bytes: 0 }, request);
     let Some(lease) = shutdown.run_until_cancelled(attaching).await else { return Ok(None) };

@@ -66,6 +66,9 @@ pub(super) struct Args {
     /// Bytes of chunks to keep in memory, if the server is started now.
     #[arg(long, value_name = "SIZE", default_value = "512M", value_parser = parse_size_bytes)]
     memory_cache: u64,
+    /// Send no request to any host: what `vmnetx-nbd pull` has made complete in the server's cache directory must do.
+    #[arg(long)]
+    offline: bool,
     /// Whether to bring ahead what the boot will read: in the order that was recorded with the package, and as it was read
     /// here the last time.
     #[arg(long, value_enum, default_value_t)]
@@ -138,7 +141,8 @@ pub(super) async fn run(args: Args) -> Result<(), Error> {
     // What this host lacks is found before anything is fetched.
     let programs = Programs::find(&args.qemu)?;
     let display = display_choice(args.display).resolve(&programs).await?;
-    let request = AttachRequest { order: args.order, ..request(&args.link, &args.trust, &args.access)? };
+    let request = request(&args.link, &args.trust, &args.access)?;
+    let request = AttachRequest { order: args.order, offline: args.offline, ..request };
     let sizes = Sizes { memory_bytes: args.memory_cache, disk_bytes: args.disk_cache };
     let wanted = wanted(&args);
     let attaching = Lease::take(&wanted, sizes, request);

@@ -14,6 +14,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use crate::support::{BOOT_DEADLINE, DEADLINE, Ended, assert_disk_sum, guest_image, wait_until};
 
 const USAGE: i32 = 2;
+const NETWORK: i32 = 5;
 const HOST: i32 = 6;
 
 /// A folder with a guest's disk, the repository that it is published in, and all that a run may write.

@@ -2,9 +2,21 @@
 
 use serde::Serialize;
 use vmnetx_store::dir::Wait;
+use vmnetx_store::origin::AccessArgs;
+use vmnetx_store::trust::TrustArgs;
 
 use super::output::put_json;
 use super::progress::Shown;
+use crate::Reader;
+
+/// How a command reads packages.
+#[derive(Debug, Clone, clap::Args)]
+pub(super) struct ReadArgs {
+    #[command(flatten)]
+    trust: TrustArgs,
+    #[command(flatten)]
+    access: AccessArgs,
+}
 
 /// How a command that takes its time reports.
 #[derive(Debug, Clone, Copy, clap::Args)]
@@ -23,6 +35,13 @@ pub struct WaitArgs {
     /// Wait if another publisher works in REPO.
     #[arg(long)]
     wait: bool,
+}
+
+impl ReadArgs {
+    /// What the options say.
+    pub(super) fn reader(&self) -> Reader {
+        Reader { trust: self.trust.trust(), access: self.access.clone() }
+    }
 }
 
 impl ReportArgs {

@@ -3,9 +3,8 @@
 use std::path::PathBuf;
 
 use vmnetx_store::Location;
-use vmnetx_store::trust::TrustArgs;
 
-use super::common::ReportArgs;
+use super::common::{ReadArgs, ReportArgs};
 use super::output::{put, put_json, say, shown_bytes};
 use crate::{Error, ExportOptions, Output, export};
 
@@ -19,7 +18,7 @@ pub(super) struct Args {
     /// The file to write, sparse; '-' writes to standard output.
     out: PathBuf,
     #[command(flatten)]
-    trust: TrustArgs,
+    read: ReadArgs,
     /// Replace OUT if it exists.
     #[arg(long)]
     force: bool,
@@ -34,8 +33,8 @@ pub(super) fn run(args: Args) -> Result<(), Error> {
     }
     let out = if to_stdout { Output::Stdout } else { Output::File { path: args.out.clone(), force: args.force } };
     let progress = args.report.progress("exported");
-    let trust = args.trust.trust();
-    let report = export(&ExportOptions { link: args.link, disk: args.disk, out, trust }, &progress)?;
+    let reader = args.read.reader();
+    let report = export(&ExportOptions { link: args.link, disk: args.disk, out, reader }, &progress)?;
     drop(progress);
     if args.report.json {
         put_json(&report);

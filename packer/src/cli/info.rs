@@ -1,8 +1,8 @@
 //! `info`: describes a package.
 
 use vmnetx_store::Location;
-use vmnetx_store::trust::TrustArgs;
 
+use super::common::ReadArgs;
 use super::order::told;
 use super::output::{put, put_json, shown_bytes, shown_time};
 use super::progress::Shown;
@@ -14,7 +14,7 @@ pub(super) struct Args {
     /// An http(s) or vmnetx+http(s) URL, or a path to a link file; #b3=DIGEST asks for one version.
     link: Location,
     #[command(flatten)]
-    trust: TrustArgs,
+    read: ReadArgs,
     /// Print one JSON object.
     #[arg(long)]
     json: bool,
@@ -22,7 +22,7 @@ pub(super) struct Args {
 
 pub(super) fn run(args: &Args) -> Result<(), Error> {
     let progress = Shown::new("read", args.json);
-    let found = info(&args.link, &args.trust.trust(), &progress)?;
+    let found = info(&args.link, &args.read.reader(), &progress)?;
     drop(progress);
     if args.json {
         put_json(&found)

@@ -1,8 +1,8 @@
 //! `log`: the versions of a package.
 
 use vmnetx_store::Location;
-use vmnetx_store::trust::TrustArgs;
 
+use super::common::ReadArgs;
 use super::output::{put, put_json, shown_bytes, shown_time};
 use super::progress::Shown;
 use crate::{Error, State, log};
@@ -13,7 +13,7 @@ pub(super) struct Args {
     /// An http(s) or vmnetx+http(s) URL, or a path to a link file.
     link: Location,
     #[command(flatten)]
-    trust: TrustArgs,
+    read: ReadArgs,
     /// Print one JSON object.
     #[arg(long)]
     json: bool,
@@ -21,7 +21,7 @@ pub(super) struct Args {
 
 pub(super) fn run(args: &Args) -> Result<(), Error> {
     let progress = Shown::new("read", args.json);
-    let report = log(&args.link, &args.trust.trust(), &progress)?;
+    let report = log(&args.link, &args.read.reader(), &progress)?;
     drop(progress);
     if args.json {
         put_json(&report);

@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use vmnetx_store::origin::AccessArgs;
+
 use super::common::{ReportArgs, WaitArgs};
 use super::output::{put, shown_bytes};
 use super::sign::SigningArgs;
@@ -18,6 +20,8 @@ pub(super) struct Args {
     /// The other repository: a directory, or the http(s) URL of its folder.
     #[arg(long, value_name = "DIR|URL")]
     from: RepairSource,
+    #[command(flatten)]
+    access: AccessArgs,
     /// The zstd level of chunks that have to be packed again.
     #[arg(long, value_name = "LEVEL", default_value_t = LEVEL_DEFAULT, value_parser = clap::value_parser!(i32).range(1..=22))]
     level: i32,
@@ -34,6 +38,7 @@ pub(super) fn run(args: Args) -> Result<(), Error> {
     let options = RepairOptions {
         repository: args.repo,
         from: args.from,
+        access: args.access,
         level: args.level,
         signing: args.signing.signing()?,
         wait: args.wait.wait(),

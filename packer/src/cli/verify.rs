@@ -4,10 +4,10 @@ use std::path::Path;
 
 use vmnetx_format::{LINK_SUFFIX, Name, link_path};
 use vmnetx_store::dir::RepositoryDir;
-use vmnetx_store::trust::{Trust, TrustArgs};
+use vmnetx_store::trust::Trust;
 use vmnetx_store::{Location, Place};
 
-use super::common::ReportArgs;
+use super::common::{ReadArgs, ReportArgs};
 use super::output::{parse_percent, put, say, shown_bytes};
 use crate::{Depth, Error, Finding, VerifyReport, verify_link, verify_remote, verify_repository};
 
@@ -21,7 +21,7 @@ pub(super) struct Args {
     #[arg(value_name = "LINK|REPO")]
     target: Location,
     #[command(flatten)]
-    trust: TrustArgs,
+    read: ReadArgs,
     /// Read the index, and compare it with what the packs say of themselves, but read no chunks.
     #[arg(long)]
     quick: bool,
@@ -34,22 +34,22 @@ pub(super) struct Args {
 
 pub(super) fn run(args: &Args) -> Result<(), Error> {
     let progress = args.report.progress("verified");
-    let trust = args.trust.trust();
+    let reader = args.read.reader();
     let depth = match args.sample {
         _ if args.quick => Depth::Part(0.0),
         Some(percent) => Depth::Part(percent / 100.0),
         None => Depth::Deep,
     };
     let report = match &args.target.place {
-        Place::Url(_) => verify_remote(&args.target, depth, &trust, &progress)?,
+        Place::Url(_) => verify_remote(&args.target, depth, &reader, &progress)?,
         Place::Path(path) if path.is_dir() => {
             let repository = RepositoryDir::open(path)?;
-            demand(&trust, &repository, &repository.links()?)?;
+            demand(&reader.trust, &repository, &repository.links()?)?;
             verify_repository(&repository, depth, &progress)?
         }
         Place::Path(path) => {
             let (repository, name) = link(path)?;
-            demand(&trust, &repository, std::slice::from_ref(&name))?;
+            demand(&reader.trust, &repository, std::slice::from_ref(&name))?;
             verify_link(&repository, &name, depth, &progress)?
         }
     };
@@ -106,9 +106,11 @@ fn print(report: &VerifyReport) {
     }
     let VerifyReport { links, versions, packs, chunks, .. } = report;
     let [bytes, read] = [report.pack_bytes, report.read_bytes].map(shown_bytes);
-    // What lies beside a version that is published elsewhere cannot be listed.
     let orders = if report.orders == 0 { String::new() } else { format!("{} orders, ", report.orders) };
-    let objects =
-        if *packs == 0 { String::new() } else { format!("{chunks} chunks, {orders}{packs} packs of {bytes}, ") };
-    put(&format!("verified  {links} links, {versions} versions, {objects}{read} read"));
+    // What lies beside a version that is published elsewhere cannot be listed.
+    let [chunks, packs] = match *packs {
+        0 => [String::new(), String::new()],
+        packs => [format!("{chunks} chunks, "), format!("{packs} packs of {bytes}, ")],
+    };
+    put(&format!("verified  {links} links, {versions} versions, {chunks}{orders}{packs}{read} read"));
 }

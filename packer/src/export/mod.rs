@@ -9,11 +9,10 @@ use std::path::PathBuf;
 use serde::Serialize;
 use vmnetx_format::{Digest, Manifest};
 use vmnetx_store::Location;
-use vmnetx_store::trust::Trust;
 
 use self::target::Target;
 use crate::local::{LocalLink, Packs, images};
-use crate::{Error, Progress};
+use crate::{Error, Progress, Reader};
 
 /// What is to be exported.
 #[derive(Debug, Clone)]
@@ -24,8 +23,8 @@ pub struct ExportOptions {
     pub disk: String,
     /// Where the image goes.
     pub out: Output,
-    /// Which links are believed.
-    pub trust: Trust,
+    /// How it is read if it is published elsewhere.
+    pub reader: Reader,
 }
 
 /// Where an exported image goes.
@@ -62,7 +61,7 @@ pub struct ExportReport {
 pub fn export(options: &ExportOptions, progress: &dyn Progress) -> Result<ExportReport, Error> {
     let target = Target::open(&options.out)?;
     let Some(found) = LocalLink::find(&options.link)? else { return remote::export(options, target, progress) };
-    found.signer(&options.trust)?;
+    found.signer(&options.reader.trust)?;
     let version = found.version(&options.link)?;
     let unreadable = |source| Error::Version { link: options.link.to_string(), source: Box::new(source) };
     let manifest = found.repository.manifest(version).map_err(|error| unreadable(error.into()))?;

@@ -9,7 +9,7 @@ use vmnetx_store::{Image, Piece};
 use super::target::Target;
 use super::{ExportOptions, ExportReport, disk_position};
 use crate::limits::REMOTE_READS;
-use crate::remote::{once_store, open, stored_ranges};
+use crate::remote::{open, stored_ranges};
 use crate::{Error, Progress};
 
 /// What was read at an offset.
@@ -18,7 +18,7 @@ type Read = (u64, Vec<Piece>);
 /// Exports a disk through the store.
 pub(super) fn export(options: &ExportOptions, target: Target, progress: &dyn Progress) -> Result<ExportReport, Error> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(Error::Runtime)?;
-    let package = open(&runtime, &once_store(&options.trust)?, &options.link, progress)?;
+    let package = open(&runtime, &options.reader.once_store()?, &options.link, progress)?;
     disk_position(package.manifest(), options)?;
     let image = Arc::clone(package.image(&options.disk).ok_or(Error::Stopped)?);
     progress.total(image.size_bytes());

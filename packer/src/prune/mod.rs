@@ -103,12 +103,13 @@ impl Plan {
                 report.spared += u64::from(tombstones.since_unix_s(&path).is_some());
                 continue;
             }
-            match tombstones.since_unix_s(&path) {
+            // One from the future is none: the clock was put back since, and the wait begins anew. It must not be as long as the
+            // clock was ahead.
+            match tombstones.since_unix_s(&path).filter(|since| *since <= now_unix_s) {
                 None => {
                     report.marked.add(bytes);
                     tombstones.mark(path.clone(), now_unix_s);
                 }
-                // A clock that was put back makes the wait longer, not shorter.
                 Some(since) if now_unix_s.saturating_sub(since) >= grace.as_secs() => {
                     report.removed.add(bytes);
                     removed.push((path.clone(), bytes));

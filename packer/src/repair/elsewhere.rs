@@ -6,7 +6,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use tokio::runtime::Runtime;
 use vmnetx_format::{BLOCK_BYTES, Digest};
-use vmnetx_store::origin::{DirOrigin, HttpClient, HttpOrigin, Origin};
+use vmnetx_store::origin::{Access, AccessArgs, DirOrigin, HttpClient, HttpOrigin, Origin};
 use vmnetx_store::trust::Trust;
 use vmnetx_store::{Image, Location, Package, Piece, Place, Store};
 
@@ -35,14 +35,18 @@ pub(super) struct MirrorImage {
 }
 
 impl Mirror {
-    pub(super) fn open(source: &RepairSource) -> Result<Self, Error> {
+    /// The repository at `source`, read with these credentials. Nothing is believed there: whatever is read has a digest that
+    /// is known.
+    pub(super) fn open(source: &RepairSource, access: &AccessArgs) -> Result<Self, Error> {
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(Error::Runtime)?;
-        let origin: Arc<dyn Origin> = match source {
-            RepairSource::Dir(path) => Arc::new(DirOrigin::new(path)),
-            RepairSource::Url(url) => Arc::new(HttpOrigin::new(HttpClient::new()?, url.clone())),
+        let (origin, access): (Arc<dyn Origin>, _) = match source {
+            RepairSource::Dir(path) => (Arc::new(DirOrigin::new(path)), Access::default()),
+            RepairSource::Url(url) => {
+                let access = access.access().map_err(vmnetx_store::Error::from)?;
+                (Arc::new(HttpOrigin::new(HttpClient::with(access.clone())?, url.clone())), access)
+            }
         };
-        // Nothing is believed here: whatever is read has a digest that is known.
-        let store = once_store(&Trust::default())?;
+        let store = once_store(Trust::default(), access)?;
         Ok(Self { runtime: Arc::new(runtime), origin, store, source: source.clone() })
     }
 

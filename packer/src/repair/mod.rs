@@ -15,6 +15,7 @@ use std::sync::Arc;
 use serde::Serialize;
 use vmnetx_format::{Digest, Envelope, Name, pack_path};
 use vmnetx_store::dir::{Publisher, RepositoryDir, Wait};
+use vmnetx_store::origin::AccessArgs;
 
 pub use self::source::RepairSource;
 
@@ -36,6 +37,8 @@ pub struct RepairOptions {
     pub repository: PathBuf,
     /// The other repository.
     pub from: RepairSource,
+    /// Which credentials go to its host.
+    pub access: AccessArgs,
     /// zstd level of the chunks that are fetched, 1 to 22.
     pub level: i32,
     /// Who signs links that have to be replaced.
@@ -81,7 +84,7 @@ pub struct Left {
 pub fn repair(options: &RepairOptions, progress: &dyn Progress) -> Result<RepairReport, Error> {
     let publisher = RepositoryDir::open(&options.repository)?.lock(options.wait)?;
     let repository = publisher.repository();
-    let mirror = Mirror::open(&options.from)?;
+    let mirror = Mirror::open(&options.from, &options.access)?;
     let mut report = RepairReport::default();
     let mut copies = Copies::new(&publisher, &mirror);
     let names = repository.links()?;

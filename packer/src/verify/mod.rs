@@ -41,7 +41,7 @@ pub struct VerifyReport {
     pub pack_bytes: u64,
     /// Chunks that the versions name, each time one is named; only counted in a repository on this host.
     pub chunks: u64,
-    /// Orders of those versions; only looked at in a repository on this host.
+    /// Orders of those versions.
     pub orders: u64,
     /// Plain bytes of what was read and compared with its digest: chunks, and in a repository on this host index nodes.
     pub read_bytes: u64,

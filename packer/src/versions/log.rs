@@ -5,11 +5,10 @@ use std::collections::HashSet;
 use serde::Serialize;
 use vmnetx_format::{Digest, Name, Version};
 use vmnetx_store::Location;
-use vmnetx_store::trust::Trust;
 
 use crate::info::remote;
 use crate::local::{LeafNode, LocalLink, NodeKey, Packs, images};
-use crate::{Error, OrderInfo, Part, Progress};
+use crate::{Error, OrderInfo, Part, Progress, Reader};
 
 /// The versions of a package.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -55,14 +54,14 @@ pub enum State {
 ///
 /// # Errors
 /// [`Error`] when its link or an index cannot be read, or the link is not to be believed.
-pub fn log(location: &Location, trust: &Trust, progress: &dyn Progress) -> Result<LogReport, Error> {
+pub fn log(location: &Location, reader: &Reader, progress: &dyn Progress) -> Result<LogReport, Error> {
     let Some(found) = LocalLink::find(location)? else {
-        let link = remote(location, trust, progress)?.link().clone();
+        let link = remote(location, reader, progress)?.link().clone();
         let versions =
             link.versions().enumerate().map(|(index, version)| entry(index, version, None, Vec::new())).collect();
         return Ok(LogReport { name: link.name, serial: link.serial, versions });
     };
-    found.demand(trust)?;
+    found.demand(&reader.trust)?;
     let link = &found.envelope.link;
     let mut oldest_first: Vec<(usize, &Version)> = link.versions().enumerate().collect();
     oldest_first.sort_by_key(|(index, version)| (version.published_unix_s, usize::MAX - index));

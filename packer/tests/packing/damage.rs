@@ -6,11 +6,10 @@ use std::path::Path;
 use proptest::prelude::*;
 use vmnetx_format::SecretKey;
 use vmnetx_pack::{
-    BuildOptions, Depth, DiskFile, ExportOptions, Output, Signing, Silent, build, export, info, list, verify_link,
-    verify_repository,
+    BuildOptions, Depth, DiskFile, ExportOptions, Output, Reader, Signing, Silent, build, export, info, list,
+    verify_link, verify_repository,
 };
 use vmnetx_store::failure::{Class, Told};
-use vmnetx_store::trust::Trust;
 
 use crate::support::{LEAF_BYTES, Scene, blocks, noise, program, sparse, text};
 
@@ -36,12 +35,12 @@ fn assert_found(scene: &Scene, damaged: &Path, how: &str) {
     assert!(!report.findings.is_empty(), "{how} in {} was not found", damaged.display());
     for name in ["vm", "pair"] {
         let link = scene.link(name).to_str().unwrap().parse().unwrap();
-        let _ = info(&link, &Trust::default(), &Silent);
+        let _ = info(&link, &Reader::default(), &Silent);
         let _ = verify_link(&scene.repository(), &name.parse().unwrap(), Depth::Deep, &Silent).unwrap();
         for disk in ["disk0", "two"] {
             let out = Output::File { path: scene.path("out"), force: true };
-            let (link, trust) = (link.clone(), Trust::default());
-            let _ = export(&ExportOptions { link, disk: disk.to_owned(), out, trust }, &Silent);
+            let (link, reader) = (link.clone(), Reader::default());
+            let _ = export(&ExportOptions { link, disk: disk.to_owned(), out, reader }, &Silent);
         }
     }
     let _ = list(&scene.repository());
@@ -150,7 +149,7 @@ fn the_affected_bytes_are_named() {
         link: scene.link("vm").to_str().unwrap().parse().unwrap(),
         disk: "disk0".to_owned(),
         out: Output::File { path: scene.path("out"), force: false },
-        trust: Trust::default(),
+        reader: Reader::default(),
     };
     let error = export(&options, &Silent).unwrap_err();
     assert_eq!(error.class(), Class::Integrity);

@@ -1,5 +1,6 @@
 //! What the packer publishes, checks and exports: at the library's level and with the real program.
 
+mod access;
 mod base;
 mod build;
 mod chains;

@@ -5,11 +5,12 @@ use std::fs;
 
 use vmnetx_format::{Chunker, Digest, Kind, Order, Place, Version, decode_frame, order_path, pack_path};
 use vmnetx_pack::{
-    BuildOptions, LaidOrder, OrderChoice, PruneOptions, RepackOptions, RetainOptions, Signing, Silent, build, prune,
-    repack, retain,
+    BuildOptions, Depth, LaidOrder, OrderChoice, PruneOptions, Reader, RepackOptions, RetainOptions, Signing, Silent,
+    build, prune, repack, retain, verify_remote,
 };
 use vmnetx_store::dir::{RepositoryDir, Wait};
 
+use crate::server::Server;
 use crate::support::{Scene, blocks, large_index, noise, record, text};
 
 fn version(scene: &Scene, name: &str) -> Version {
@@ -339,4 +340,40 @@ fn the_program_merges_records_and_tells_of_orders() {
     scene.program().args(["order", repo, "vm"]).assert().code(2);
     scene.program().args(["order", repo, "none", files[0]]).assert().code(2);
     scene.verify_whole();
+}
+
+/// An order that is read from a web server is as good as one on this host: each frame is compared with its digest where the
+/// order says that it lies, though the image itself has it elsewhere and whole.
+#[test]
+fn orders_are_verified_from_afar_too() {
+    let scene = Scene::new();
+    build(&with_order(&scene, &numbered(3000), &[(2000, 40), (5, 1), (900, 300)]), &Silent).unwrap();
+    let order = order(&scene, "vm");
+    let server = Server::start(&scene, 1);
+    let url = format!("http://{}/vm.vmnetx", server.address).parse().unwrap();
+    let verify = |depth| verify_remote(&url, depth, &Reader::default(), &Silent).unwrap();
+    let whole = verify(Depth::Deep);
+    assert_eq!((whole.orders, &whole.findings[..]), (1, &[][..]));
+    let frames: u64 = order.frames().iter().map(|frame| u64::from(frame.plain_len)).sum();
+    let index_alone = verify(Depth::Part(0.0));
+    assert_eq!((index_alone.orders, index_alone.read_bytes), (1, 0));
+    assert_eq!(whole.read_bytes, blocks(3000) as u64 + frames);
+
+    let place = &order.frames()[0].place;
+    let pack = scene.repo().join(pack_path(&place.pack));
+    let good = fs::read(&pack).unwrap();
+    let mut bytes = good.clone();
+    bytes[place.offset as usize + place.stored_len as usize / 2] ^= 1;
+    fs::write(&pack, bytes).unwrap();
+    let [digest] = version(&scene, "vm").orders[..] else { panic!("not one order") };
+    let [finding] = &verify(Depth::Deep).findings[..] else { panic!("one finding") };
+    assert_eq!(finding.object, order_path(&digest));
+    assert!(finding.what.starts_with("frame 0: ") && finding.affects.is_none(), "{finding:?}");
+    fs::remove_file(&pack).unwrap();
+    let missing = verify(Depth::Deep);
+    assert_eq!(missing.findings.len() as u64 + missing.more_findings, order.frames().len() as u64, "{missing:?}");
+    fs::write(&pack, good).unwrap();
+    fs::write(scene.repo().join(order_path(&digest)), "no order").unwrap();
+    let [finding] = &verify(Depth::Deep).findings[..] else { panic!("one finding") };
+    assert_eq!(finding.object, order_path(&digest));
 }

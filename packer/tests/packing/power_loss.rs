@@ -11,6 +11,7 @@ use vmnetx_pack::{
     repack, repair, verify_repository,
 };
 use vmnetx_store::dir::{RepositoryDir, Wait};
+use vmnetx_store::origin::AccessArgs;
 
 use self::disk::{Chance, Disk};
 use self::trace::{Call, record};
@@ -175,6 +176,7 @@ fn a_repair_that_loses_power_can_be_done_again() {
         let options = RepairOptions {
             repository: after.repo(),
             from: RepairSource::Dir(from.clone()),
+            access: AccessArgs::default(),
             level: 4,
             signing: Signing::default(),
             wait: Wait::No,

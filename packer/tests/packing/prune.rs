@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use vmnetx_format::{layout_path, manifest_path};
 use vmnetx_pack::{Error, LinkOptions, PruneOptions, PruneReport, RetainOptions, Signing, Silent, prune, retain};
-use vmnetx_store::dir::Wait;
+use vmnetx_store::dir::{Tombstones, Wait};
 use vmnetx_store::failure::{Class, Told};
 
 use crate::support::{Scene, noise, program};
@@ -169,4 +169,22 @@ fn the_command_takes_times_as_people_write_them() {
     assert!(json["removed"]["count"].as_u64().unwrap() > 0, "{json}");
     program().arg("prune").arg(scene.repo()).args(["--grace", "soon"]).assert().code(2);
     scene.verify_whole();
+}
+
+/// A clock that was a year ahead when objects were marked, and is right again: they wait as long as others, not a year.
+#[test]
+fn marks_from_the_future_are_made_anew() {
+    let scene = Scene::new();
+    scene.build("vm", &scene.image("a", &noise(1, 100_000)));
+    scene.build("vm", &scene.image("b", &noise(2, 100_000)));
+    forget(&scene, "vm");
+    let marked = pruned(&scene, WEEK).marked;
+    let mut ahead = Tombstones::default();
+    for (path, unix_s) in scene.repository().tombstones().unwrap().iter() {
+        ahead.mark(path.to_owned(), unix_s + 365 * 24 * 3600);
+    }
+    scene.repository().lock(Wait::No).unwrap().replace_tombstones(&ahead).unwrap();
+    let again = pruned(&scene, Duration::ZERO);
+    assert_eq!((again.marked, again.removed.count), (marked, 0), "{again:?}");
+    assert_eq!(pruned(&scene, Duration::ZERO).removed, marked);
 }

@@ -7,6 +7,7 @@ use vmnetx_pack::{
     BuildOptions, RepairOptions, RepairReport, RepairSource, Signing, Silent, build, repair, verify_repository,
 };
 use vmnetx_store::dir::Wait;
+use vmnetx_store::origin::AccessArgs;
 
 use crate::server::Server;
 use crate::support::{Scene, blocks, noise, program, sparse, text};
@@ -15,6 +16,7 @@ fn repaired(scene: &Scene, from: &RepairSource) -> RepairReport {
     let options = RepairOptions {
         repository: scene.repo(),
         from: from.clone(),
+        access: AccessArgs::default(),
         level: 1,
         signing: Signing::default(),
         wait: Wait::No,

@@ -10,11 +10,10 @@ use tempfile::TempDir;
 use vmnetx_format::machine::Machine;
 use vmnetx_format::{BLOCK_BYTES, Chunker, Digest, Purpose, Record, RecordTouch};
 use vmnetx_pack::{
-    BuildOptions, BuildReport, Depth, DiskFile, ExportOptions, OrderChoice, OrderOptions, OrderReport, Output, Signing,
-    Silent, VerifyReport, VersionName, build, export, publish_order, verify_repository,
+    BuildOptions, BuildReport, Depth, DiskFile, ExportOptions, OrderChoice, OrderOptions, OrderReport, Output, Reader,
+    Signing, Silent, VerifyReport, VersionName, build, export, publish_order, verify_repository,
 };
 use vmnetx_store::dir::{RepositoryDir, Wait};
-use vmnetx_store::trust::Trust;
 
 /// Bytes of an image that one leaf covers.
 pub(crate) const LEAF_BYTES: u64 = 16 << 20;
@@ -108,8 +107,8 @@ impl Scene {
     pub(crate) fn export(&self, link: &str, disk: &str) -> PathBuf {
         let path = self.path("exported");
         let out = Output::File { path: path.clone(), force: true };
-        let (link, disk, trust) = (link.parse().unwrap(), disk.to_owned(), Trust::default());
-        export(&ExportOptions { link, disk, out, trust }, &Silent).unwrap();
+        let (link, disk, reader) = (link.parse().unwrap(), disk.to_owned(), Reader::default());
+        export(&ExportOptions { link, disk, out, reader }, &Silent).unwrap();
         path
     }
 

@@ -4,12 +4,11 @@ use std::fs;
 
 use vmnetx_format::Digest;
 use vmnetx_pack::{
-    BuildOptions, Error, LinkOptions, LinkReport, RetainOptions, Signing, Silent, State, VersionName, build, diff, log,
-    retain, roll_back,
+    BuildOptions, Error, LinkOptions, LinkReport, Reader, RetainOptions, Signing, Silent, State, VersionName, build,
+    diff, log, retain, roll_back,
 };
 use vmnetx_store::dir::Wait;
 use vmnetx_store::failure::{Class, Told};
-use vmnetx_store::trust::Trust;
 
 use crate::support::{Scene, blocks, noise, program};
 
@@ -39,7 +38,7 @@ fn retained(scene: &Scene, wishes: RetainOptions) -> Result<LinkReport, Error> {
 fn the_log_says_what_each_version_added() {
     let scene = Scene::new();
     let versions = grown(&scene, 3, 64);
-    let report = log(&scene.link("vm").to_str().unwrap().parse().unwrap(), &Trust::default(), &Silent).unwrap();
+    let report = log(&scene.link("vm").to_str().unwrap().parse().unwrap(), &Reader::default(), &Silent).unwrap();
     assert_eq!(report.serial, 3);
     let listed: Vec<Digest> = report.versions.iter().map(|entry| entry.version).collect();
     assert_eq!(listed, [versions[2], versions[1], versions[0]]);
@@ -122,7 +121,7 @@ fn versions_are_kept_pinned_and_given_up() {
     let report = build(&BuildOptions { keep: Some(1), ..scene.options("vm", &image) }, &Silent).unwrap();
     assert_eq!(report.serial, 10);
     let listed =
-        log(&scene.link("vm").to_str().unwrap().parse().unwrap(), &Trust::default(), &Silent).unwrap().versions;
+        log(&scene.link("vm").to_str().unwrap().parse().unwrap(), &Reader::default(), &Silent).unwrap().versions;
     let listed: Vec<(Digest, bool)> = listed.iter().map(|entry| (entry.version, entry.pinned)).collect();
     assert_eq!(listed, [(report.version, false), (versions[5], false), (versions[1], true)]);
     scene.verify_whole();

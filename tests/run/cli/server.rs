@@ -147,6 +147,26 @@ fn without_a_cache_directory_a_run_has_a_server_of_its_own() {
     bench.assert_clean();
 }
 
+/// The server runs and may ask whom it likes; the run may not, and there is nobody to be asked.
+#[test]
+fn a_guest_whose_package_was_pulled_runs_offline() {
+    let bench = Bench::new("offline", &["vmnetx.poweroff"]);
+    let web = WebServer::start(&bench, 0);
+    let link = web.link();
+    let (code, complaint) = failure(bench.run(&link, &["--offline"]));
+    assert!(code == NETWORK && complaint.contains("offline") && complaint.contains("vmnetx-nbd pull"), "{complaint}");
+    let server = bench.server();
+    assert!(server.is_some());
+    let pulled = finish(bench.vmnetx(&["nbd", "pull", &link]));
+    assert_eq!(pulled.status.code(), Some(0), "{}", String::from_utf8_lossy(&pulled.stderr));
+    assert!(String::from_utf8_lossy(&pulled.stdout).ends_with("complete: safe to disconnect\n"));
+    drop(web);
+    let said = bench.run_to_the_end(&link, &["--offline"]);
+    assert_disk_sum(&said, &bench.image);
+    assert_eq!(bench.server(), server, "one server did it all");
+    bench.assert_clean();
+}
+
 #[test]
 fn a_service_of_the_host_is_used_when_it_is_named() {
     let bench = Bench::new("service", &["vmnetx.poweroff"]);

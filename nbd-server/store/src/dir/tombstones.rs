@@ -24,9 +24,10 @@ impl Tombstones {
         self.objects.get(path).copied()
     }
 
-    /// Marks an object, unless it was marked before.
+    /// Marks an object, unless it was marked earlier.
     pub fn mark(&mut self, path: String, unix_s: u64) {
-        self.objects.entry(path).or_insert(unix_s);
+        let since = self.objects.entry(path).or_insert(unix_s);
+        *since = unix_s.min(*since);
     }
 
     /// Takes the tombstones away from all objects but those that `stays` says yes to.

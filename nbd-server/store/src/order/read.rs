@@ -22,8 +22,8 @@ impl Package {
     /// Fetches frames of an order from its places at the origin, and from no cache: they lie elsewhere than the image has
     /// them, and what is here under their digests says nothing of that. Must be called within a tokio runtime.
     #[must_use]
-    pub fn frames_of_order(&self, frames: &[OrderFrame]) -> Arrivals {
-        self.origin().fetch(frames.iter().map(wanted).collect(), Why::Background)
+    pub fn frames_of_order<'a>(&self, frames: impl IntoIterator<Item = &'a OrderFrame>) -> Arrivals {
+        self.origin().fetch(frames.into_iter().map(wanted).collect(), Why::Background)
     }
 }
 

@@ -9,8 +9,7 @@ mod server;
 
 use std::process::{Command, Output};
 
-use vmnetx_pack::{Depth, Silent, verify_remote};
-use vmnetx_store::trust::Trust;
+use vmnetx_pack::{Depth, Reader, Silent, verify_remote};
 
 use crate::support::{Scene, noise, text};
 
@@ -48,7 +47,7 @@ fn pushed(scene: &Scene, endpoint: &str, words: &[&str]) -> serde_json::Value {
 
 /// Reads everything that a reader of the link may ask for.
 fn verify_whole(url: &str) {
-    let report = verify_remote(&url.parse().unwrap(), Depth::Deep, &Trust::default(), &Silent).unwrap();
+    let report = verify_remote(&url.parse().unwrap(), Depth::Deep, &Reader::default(), &Silent).unwrap();
     assert_eq!(report.findings, []);
 }
 
