@@ -2,6 +2,10 @@
 //!
 //! Needs what `tests/setup test` installs.
 
+#[path = "../../nbd-server/store/tests/support/certificates.rs"]
+#[allow(dead_code, reason = "the tests of other crates use other parts")]
+mod certificates;
+mod network;
 mod publishing;
 mod support;
 

@@ -60,10 +60,17 @@ pub(crate) fn wait_until(what: &str, condition: impl Fn() -> bool) {
     }
 }
 
+/// A port that was free a moment ago, for programs that cannot be asked which one they took.
+pub(crate) fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
 /// A folder with a repository, and an nginx that serves it.
 pub(crate) struct Site {
     pub(crate) dir: TempDir,
     port: u16,
+    /// More directives of nginx's server: where else it listens, and how.
+    pub(crate) directives: String,
     nginx: Option<Ended>,
 }
 
@@ -80,9 +87,7 @@ impl Site {
     /// A site without a repository, not served yet.
     pub(crate) fn empty() -> Self {
         let dir = tempfile::tempdir().unwrap();
-        // A port that was free a moment ago: nginx cannot be asked which one it took.
-        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        Self { dir, port, nginx: None }
+        Self { dir, port: free_port(), directives: String::new(), nginx: None }
     }
 
     pub(crate) fn path(&self, name: &str) -> PathBuf {
@@ -119,8 +124,8 @@ impl Site {
             "daemon off; {user} worker_processes 1; pid {dir}/nginx.pid; error_log {dir}/error.log;\n\
              events {{}}\n\
              http {{ access_log {dir}/access.log; {temporaries}\n\
-             server {{ listen 127.0.0.1:{}; root {dir}/repository; include {recipe}; }} }}\n",
-            self.port
+             server {{ listen 127.0.0.1:{}; {} root {dir}/repository; include {recipe}; }} }}\n",
+            self.port, self.directives
         );
         fs::write(self.path("nginx.conf"), config).unwrap();
         let mut command = tool("nginx", &["-p"]);

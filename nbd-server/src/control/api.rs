@@ -73,6 +73,10 @@ pub struct AttachRequest {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schema(max_items = 64)]
     pub token_files: Vec<TokenFile>,
+    /// The absolute path of a file with authorities (PEM) whose https servers are believed too, from who may use the
+    /// server's files.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ca_file: Option<String>,
     /// Seconds for which a read is tried again when the origin fails; absent for the server's own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(maximum = 600)]
@@ -339,6 +343,7 @@ impl AttachRequest {
             trust_keys: Vec::new(),
             accept_unsigned: false,
             token_files: Vec::new(),
+            ca_file: None,
             retry_for_s: None,
             background_bytes_per_s: None,
             offline: false,
@@ -369,7 +374,9 @@ impl AttachRequest {
         let trust = trust.trust();
         let token = |(host, file): &(String, PathBuf)| Ok(TokenFile { host: host.clone(), file: told(file)? });
         let token_files = access.token_files().iter().map(token).collect::<Result<_, Error>>()?;
-        Ok(Self { trust_keys: trust.keys, accept_unsigned: trust.accept_unsigned, token_files, ..self })
+        let ca_file = access.ca_file().map(told).transpose()?;
+        let (trust_keys, accept_unsigned) = (trust.keys, trust.accept_unsigned);
+        Ok(Self { trust_keys, accept_unsigned, token_files, ca_file, ..self })
     }
 
     /// What the package is opened for.

@@ -283,6 +283,7 @@ impl Host {
         let access = || {
             let mut access = self.0.access.access()?;
             request.token_files.iter().try_for_each(|token| access.add_token(&token.host, Path::new(&token.file)))?;
+            request.ca_file.iter().try_for_each(|file| access.add_authorities(Path::new(file)))?;
             Ok(access)
         };
         access().map_err(|error| Error::Store(StoreError::Access(error)))
@@ -452,8 +453,8 @@ fn judge(peer: Peer, request: &AttachRequest) -> Result<Location, Error> {
         }
         (one, other) => location.version = one.or(other),
     }
-    if !request.token_files.is_empty() && !peer.is_master {
-        return Err(Error::Forbidden("tokens in files are for the server's own user alone"));
+    if (!request.token_files.is_empty() || request.ca_file.is_some()) && !peer.is_master {
+        return Err(Error::Forbidden("tokens and authorities in files are for the server's own user alone"));
     }
     match &location.place {
         // The server would read with its own rights what the client may not be allowed to.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use vmnetx_format::{Digest, FrameError, LinkError, ManifestError, OrderError, TreeError};
 
 use crate::failure::{Class, Told};
-use crate::origin::AccessError;
+use crate::origin::{AccessError, BadCertificate};
 use crate::trust::TrustError;
 
 /// Why an object or a chunk cannot be read. One failed request can fail many chunks, so it can be cloned.
@@ -26,6 +26,30 @@ pub enum Error {
         object: String,
         /// The HTTP status.
         status: String,
+    },
+    /// The origin does not show that it is the host that was meant.
+    #[error("fetch {object}: the server's certificate is not believed: {reason}")]
+    Certificate {
+        /// The URL, without secrets.
+        object: String,
+        /// What is wrong with the certificate.
+        reason: BadCertificate,
+    },
+    /// A proxy does not let a request through.
+    #[error("fetch {object}: the proxy {proxy} answers {status}")]
+    Proxy {
+        /// The URL, without secrets.
+        object: String,
+        /// The proxy's URL, without secrets.
+        proxy: String,
+        /// The HTTP status.
+        status: String,
+    },
+    /// The environment names a proxy that cannot be one.
+    #[error("the variable {variable} names no proxy of the kind http://[USER:PASSWORD@]HOST:PORT")]
+    ProxyVariable {
+        /// The variable.
+        variable: &'static str,
     },
     /// A file of a local repository cannot be read.
     #[error("read {object}")]
@@ -112,7 +136,7 @@ pub enum Error {
     /// A link is whole, but not to be believed.
     #[error(transparent)]
     Trust(#[from] TrustError),
-    /// Credentials cannot be used.
+    /// Credentials or authorities cannot be used.
     #[error(transparent)]
     Access(#[from] AccessError),
     /// The version that was asked for is not in the link.
@@ -205,6 +229,11 @@ impl Error {
         matches!(self, Self::Network { .. })
     }
 
+    /// Whether the host or the way to it is at fault, whatever is asked for, and for longer than a little.
+    pub(crate) const fn is_of_host(&self) -> bool {
+        matches!(self, Self::Certificate { .. } | Self::Proxy { .. } | Self::ProxyVariable { .. })
+    }
+
     /// Whether bytes arrived, but the wrong ones.
     pub(crate) const fn is_damage(&self) -> bool {
         matches!(self, Self::Digest { .. } | Self::Frame { .. })
@@ -215,6 +244,8 @@ impl Told for Error {
     fn class(&self) -> Class {
         match self {
             Self::Network { .. } | Self::Refused { .. } | Self::Offline { .. } => Class::Network,
+            // No byte of the repository was read, so nothing of it is damaged.
+            Self::Certificate { .. } | Self::Proxy { .. } => Class::Network,
             Self::Digest { .. } | Self::Frame { .. } | Self::Tree { .. } | Self::TooLarge { .. } => Class::Integrity,
             Self::Missing { .. }
             | Self::Short { .. }
@@ -222,7 +253,7 @@ impl Told for Error {
             | Self::Manifest { .. }
             | Self::Order { .. } => Class::Integrity,
             Self::Trust(error) => error.class(),
-            Self::Location { .. } | Self::NoVersion { .. } => Class::Usage,
+            Self::Location { .. } | Self::NoVersion { .. } | Self::ProxyVariable { .. } => Class::Usage,
             Self::Cache { .. } | Self::CacheInUse { .. } | Self::PinTooLarge { .. } | Self::Access(_) => Class::Host,
             Self::Local { .. } | Self::OutOfBounds { .. } | Self::Closing => Class::Failure,
         }
@@ -232,6 +263,13 @@ impl Told for Error {
         Some(match self {
             Self::Trust(error) => return error.hint(),
             Self::Network { .. } => "check the network and that the web server runs, then try again".into(),
+            Self::Certificate { reason, .. } => reason.hint().into(),
+            // Some proxies mean a wrong login by 401.
+            Self::Proxy { status, .. } if status.starts_with("407") || status.starts_with("401") => {
+                "put the login into the proxy's URL: https_proxy=http://USER:PASSWORD@HOST:PORT, and http_proxy".into()
+            }
+            Self::Proxy { .. } => "ask who runs the proxy; no_proxy lists hosts that are reached without it".into(),
+            Self::ProxyVariable { .. } => "set it to such a URL, or to nothing for no proxy".into(),
             Self::Refused { status, .. } if status.starts_with("404") => {
                 "check the link for typing errors; if it is right, the repository is incomplete: tell its publisher"
                     .into()

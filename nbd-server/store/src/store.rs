@@ -124,7 +124,7 @@ impl Store {
         let Options { memory_bytes, retry_for, background_bytes_per_s, access, trust, offline: is_offline, .. } =
             options;
         let memory = Arc::new(MemoryCache::new(memory_bytes));
-        let (client, flights, trust) = (HttpClient::with(access)?, Arc::default(), Arc::new(trust));
+        let (client, flights, trust) = (HttpClient::with(access), Arc::default(), Arc::new(trust));
         Ok(Self {
             client,
             memory,

@@ -245,6 +245,8 @@ async fn another_user_gets_attachments_of_its_own_and_no_others() {
 
     let token = json!({ "link": hosted.link(), "token_files": [{ "host": "h", "file": "/etc/shadow" }] }).to_string();
     assert_eq!(ask("PUT", "/v1/attachments/theirs", &token).await.0, 403);
+    let authority = json!({ "link": hosted.link(), "ca_file": "/etc/shadow" }).to_string();
+    assert_eq!(ask("PUT", "/v1/attachments/theirs", &authority).await.0, 403);
 
     let (status, theirs) = ask("PUT", "/v1/attachments/theirs", &wanted).await;
     assert_eq!(status, 200, "{theirs}");

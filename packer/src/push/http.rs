@@ -12,7 +12,7 @@ use bytes::Bytes;
 use chrono::DateTime;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use hyper::body::{Body, Frame, Incoming, SizeHint};
-use hyper::header::{DATE, USER_AGENT};
+use hyper::header::{DATE, PROXY_AUTHORIZATION, USER_AGENT};
 use hyper::{Request, Response, StatusCode};
 use hyper_util::client::legacy::{self, Client};
 use hyper_util::rt::{TokioExecutor, TokioTimer};
@@ -23,7 +23,7 @@ use object_store::client::{
 use tokio::time::{Instant, timeout, timeout_at};
 use vmnetx_store::failure::describe;
 use vmnetx_store::limits::IDLE_CONNECTION;
-use vmnetx_store::origin::{AGENT, Connector, connector};
+use vmnetx_store::origin::{AGENT, Access, Connector, Proxies, connector};
 
 use crate::Error;
 use crate::limits::{PUSH_ANSWER_BYTES_MAX, PUSH_ERROR_CHARS_MAX, PUSH_PARTS, PUSH_SEND_BUFFER_BYTES, PUSH_STALL};
@@ -32,6 +32,7 @@ use crate::limits::{PUSH_ANSWER_BYTES_MAX, PUSH_ERROR_CHARS_MAX, PUSH_PARTS, PUS
 #[derive(Debug, Clone)]
 pub(super) struct Transport {
     client: Client<Connector, Watched>,
+    proxies: Proxies,
     /// What the server's last answer said of the time, in seconds since 1970; 0 before the first.
     server_time_unix_s: Arc<AtomicI64>,
 }
@@ -63,12 +64,13 @@ struct Watched {
 impl Transport {
     /// Opens no connection yet.
     pub(super) fn new() -> Result<Self, Error> {
+        let proxies = Proxies::from_environment();
         let client = Client::builder(TokioExecutor::new())
             .pool_timer(TokioTimer::new())
             .pool_idle_timeout(IDLE_CONNECTION)
             .pool_max_idle_per_host(PUSH_PARTS)
-            .build(connector(Some(PUSH_SEND_BUFFER_BYTES))?);
-        Ok(Self { client, server_time_unix_s: Arc::default() })
+            .build(connector(&proxies, &Access::default(), Some(PUSH_SEND_BUFFER_BYTES))?);
+        Ok(Self { client, proxies, server_time_unix_s: Arc::default() })
     }
 
     /// The server's own time as of its last answer, in seconds since 1970; nothing if it never said.
@@ -95,6 +97,7 @@ impl HttpService for Transport {
     async fn call(&self, request: HttpRequest) -> Result<HttpResponse, HttpError> {
         let (mut parts, body) = request.into_parts();
         parts.headers.insert(USER_AGENT, AGENT);
+        parts.headers.extend(self.proxies.authorization(&parts.uri).map(|login| (PROXY_AUTHORIZATION, login)));
         let moved = Arc::new(Mutex::new(Instant::now()));
         let request = Request::from_parts(parts, Watched { body, moved: Arc::clone(&moved) });
         let response = watch(self.client.request(request), &moved).await?;

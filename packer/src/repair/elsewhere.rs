@@ -43,7 +43,7 @@ impl Mirror {
             RepairSource::Dir(path) => (Arc::new(DirOrigin::new(path)), Access::default()),
             RepairSource::Url(url) => {
                 let access = access.access().map_err(vmnetx_store::Error::from)?;
-                (Arc::new(HttpOrigin::new(HttpClient::with(access.clone())?, url.clone())), access)
+                (Arc::new(HttpOrigin::new(HttpClient::with(access.clone()), url.clone())), access)
             }
         };
         let store = once_store(Trust::default(), access)?;

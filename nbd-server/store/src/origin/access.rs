@@ -1,4 +1,5 @@
-//! Who readers are to a host: a login from netrc, or a token. Nothing of it is ever shown.
+//! Who readers are to a host, a login from netrc or a token, and who else than the system vouches for hosts. No secret of it
+//! is ever shown.
 
 use std::fmt;
 use std::fs::File;
@@ -9,13 +10,20 @@ use std::path::{Path, PathBuf};
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use hyper::header::HeaderValue;
-use url::{Host, Url};
+use rustls::pki_types::CertificateDer;
+use url::Url;
 
+use super::reach::is_this_host;
+use super::tls;
 use crate::limits::ACCESS_FILE_BYTES_MAX;
 
-/// Which credentials go to which host. A host gets its own and no other's, over https or to this host itself.
+/// Which credentials go to which host, and which authorities may vouch for hosts beside the system's. A host gets its own
+/// credentials and no other's, over https or to this host itself.
 #[derive(Clone, Default)]
-pub struct Access(Vec<Credentials>);
+pub struct Access {
+    credentials: Vec<Credentials>,
+    authorities: Vec<CertificateDer<'static>>,
+}
 
 #[derive(Clone)]
 struct Credentials {
@@ -24,7 +32,7 @@ struct Credentials {
     header: HeaderValue,
 }
 
-/// Why credentials cannot be used. Tells no secret.
+/// Why credentials or authorities cannot be used. Tells no secret.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum AccessError {
     /// The file cannot be read.
@@ -41,7 +49,7 @@ pub enum AccessError {
         /// The file.
         file: PathBuf,
     },
-    /// The text is no netrc or no token.
+    /// The text is no netrc, no token or no certificate.
     #[error("{}: {reason}", file.display())]
     Text {
         /// The file.
@@ -53,7 +61,8 @@ pub enum AccessError {
 
 impl fmt::Debug for Access {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Access").field(&format_args!("{} hosts", self.0.len())).finish()
+        let (hosts, authorities) = (self.credentials.len(), self.authorities.len());
+        write!(f, "Access({hosts} hosts, {authorities} authorities)")
     }
 }
 
@@ -77,7 +86,8 @@ impl Access {
     /// [`AccessError`] when it cannot be read, others may read it, or it is no netrc.
     pub fn from_netrc(file: &Path) -> Result<Self, AccessError> {
         let text = read_secret(file)?;
-        parse(&text).map(Self).map_err(|reason| AccessError::Text { file: file.to_owned(), reason })
+        let credentials = parse(&text).map_err(|reason| AccessError::Text { file: file.to_owned(), reason })?;
+        Ok(Self { credentials, ..Self::default() })
     }
 
     /// Gives `host` the bearer token that is in `file`, before all that is known of it.
@@ -92,28 +102,36 @@ impl Access {
             return Err(wrong);
         }
         let header = secret(format!("Bearer {token}")).ok_or(wrong)?;
-        self.0.insert(0, Credentials { host: Some(host.to_ascii_lowercase()), header });
+        self.credentials.insert(0, Credentials { host: Some(host.to_ascii_lowercase()), header });
         Ok(())
+    }
+
+    /// Believes hosts whose certificates are signed by an authority in `file`, in PEM.
+    ///
+    /// # Errors
+    /// [`AccessError`] when the file cannot be read, or has no certificate that can be used.
+    pub fn add_authorities(&mut self, file: &Path) -> Result<(), AccessError> {
+        let pem = File::open(file).map_err(|error| error.to_string()).and_then(read_bounded);
+        let pem = pem.map_err(|reason| AccessError::File { file: file.to_owned(), reason })?;
+        let wrong = |reason| AccessError::Text { file: file.to_owned(), reason };
+        self.authorities.extend(tls::parse_authorities(&pem).map_err(wrong)?);
+        Ok(())
+    }
+
+    /// Whom to believe beside the system's authorities.
+    pub(super) fn authorities(&self) -> &[CertificateDer<'static>] {
+        &self.authorities
     }
 
     /// The Authorization of a request to `url`.
     pub(crate) fn header(&self, url: &Url) -> Option<HeaderValue> {
         let host = url.host_str()?;
-        if url.scheme() != "https" && !is_this_host(url) {
+        if url.scheme() != "https" && !is_this_host(host) {
             return None;
         }
-        let named = self.0.iter().find(|credentials| credentials.host.as_deref() == Some(host));
-        let found = named.or_else(|| self.0.iter().find(|credentials| credentials.host.is_none()));
+        let named = self.credentials.iter().find(|credentials| credentials.host.as_deref() == Some(host));
+        let found = named.or_else(|| self.credentials.iter().find(|credentials| credentials.host.is_none()));
         found.map(|credentials| credentials.header.clone())
-    }
-}
-
-fn is_this_host(url: &Url) -> bool {
-    match url.host() {
-        Some(Host::Domain(name)) => name == "localhost",
-        Some(Host::Ipv4(address)) => address.is_loopback(),
-        Some(Host::Ipv6(address)) => address.is_loopback(),
-        None => false,
     }
 }
 
@@ -132,13 +150,18 @@ fn read_secret(file: &Path) -> Result<String, AccessError> {
     if metadata.mode() & 0o077 != 0 {
         return Err(AccessError::Open { file: file.to_owned() });
     }
-    let mut text = String::new();
+    let bytes = read_bounded(opened).map_err(wrong)?;
+    String::from_utf8(bytes).map_err(|_| wrong("it is no UTF-8 text".to_owned()))
+}
+
+fn read_bounded(file: File) -> Result<Vec<u8>, String> {
+    let mut bytes = Vec::new();
     // One byte more than may be shows that there is more.
-    let read = opened.take(ACCESS_FILE_BYTES_MAX + 1).read_to_string(&mut text);
-    if read.map_err(|error| wrong(error.to_string()))? as u64 > ACCESS_FILE_BYTES_MAX {
-        return Err(wrong(format!("it has more than {ACCESS_FILE_BYTES_MAX} bytes")));
+    let read = file.take(ACCESS_FILE_BYTES_MAX + 1).read_to_end(&mut bytes);
+    if read.map_err(|error| error.to_string())? as u64 > ACCESS_FILE_BYTES_MAX {
+        return Err(format!("it has more than {ACCESS_FILE_BYTES_MAX} bytes"));
     }
-    Ok(text)
+    Ok(bytes)
 }
 
 /// The entries of a netrc: `machine NAME login NAME password TEXT`, `default` for all others. Macros are passed over: they go on
@@ -184,7 +207,7 @@ fn parse(text: &str) -> Result<Vec<Credentials>, &'static str> {
     entries.into_iter().map(credentials).collect()
 }
 
-/// The options of commands that read links by which they show themselves to hosts.
+/// The options of commands that read links by which they show themselves to hosts and know them.
 #[cfg(feature = "clap")]
 #[derive(Debug, Clone, Default, clap::Args)]
 pub struct AccessArgs {
@@ -192,6 +215,9 @@ pub struct AccessArgs {
     /// the netrc file that NETRC names, or from ~/.netrc.
     #[arg(long, value_name = "HOST=FILE", value_parser = parse_token_file)]
     token_file: Vec<(String, PathBuf)>,
+    /// Believe https servers whose certificates are signed by an authority in FILE (PEM) too, beside the system's authorities.
+    #[arg(long, value_name = "FILE")]
+    ca_file: Option<PathBuf>,
 }
 
 #[cfg(feature = "clap")]
@@ -202,6 +228,12 @@ impl AccessArgs {
         &self.token_file
     }
 
+    /// The file with authorities, if one is named.
+    #[must_use]
+    pub fn ca_file(&self) -> Option<&Path> {
+        self.ca_file.as_deref()
+    }
+
     /// What the options and the user's netrc say.
     ///
     /// # Errors
@@ -209,6 +241,7 @@ impl AccessArgs {
     pub fn access(&self) -> Result<Access, AccessError> {
         let mut access = Access::from_user()?;
         self.token_file.iter().try_for_each(|(host, file)| access.add_token(host, file))?;
+        self.ca_file.iter().try_for_each(|file| access.add_authorities(file))?;
         Ok(access)
     }
 }

@@ -8,16 +8,20 @@ use std::time::Duration;
 use bytes::Bytes;
 use http_body_util::{BodyExt, Empty};
 use hyper::body::{Body as _, Incoming};
-use hyper::header::{AUTHORIZATION, CONTENT_ENCODING, CONTENT_RANGE, HeaderValue, LOCATION, RANGE, USER_AGENT};
+use hyper::header::{
+    AUTHORIZATION, CONTENT_ENCODING, CONTENT_RANGE, HeaderValue, LOCATION, PROXY_AUTHORIZATION, RANGE, USER_AGENT,
+};
 use hyper::{Request, Response, StatusCode};
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
-use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::client::legacy::{self, Client};
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use tokio::time::{Instant, timeout};
 use url::Url;
 
+use super::proxy::{Dialer, Proxies, ProxyError, Via};
 use super::reach::leads_inside;
+use super::tls::{self, BadCertificate};
 use super::{Access, Body, Origin, Promise, shown};
 use crate::Error;
 use crate::failure::describe;
@@ -30,16 +34,17 @@ use crate::limits::{
 /// What our HTTP clients call themselves.
 pub const AGENT: HeaderValue = HeaderValue::from_static(concat!("vmnetx/", env!("CARGO_PKG_VERSION")));
 
-/// Opens TCP connections and, for https, TLS in them.
-pub type Connector = HttpsConnector<HttpConnector>;
+/// Opens connections, through proxies where there are some, and, for https, TLS in them.
+pub type Connector = HttpsConnector<Dialer>;
 
 /// The connections to web servers; cheap to clone, shared by all origins.
 #[derive(Debug, Clone)]
 pub struct HttpClient {
-    plain: Client<HttpConnector, Empty<Bytes>>,
-    /// For https. The system's certificates are read when they are needed first, for that takes longer than everything else
-    /// that a start with a warm cache has to do.
+    plain: Client<Dialer, Empty<Bytes>>,
+    /// For https, shared by those who believe the same authorities. The system's certificates are read when they are needed
+    /// first, for that takes longer than everything else that a start with a warm cache has to do.
     secure: Arc<OnceLock<Client<Connector, Empty<Bytes>>>>,
+    proxies: Proxies,
     access: Arc<Access>,
     redirections: Arc<Mutex<HashMap<Url, Redirection>>>,
 }
@@ -58,42 +63,48 @@ pub struct HttpOrigin {
     base: Url,
 }
 
-impl HttpClient {
+impl Default for HttpClient {
     /// Shows itself to no host. Opens no connection yet.
-    ///
-    /// # Errors
-    /// [`Error::Network`] when the system's trusted certificates cannot be used.
-    pub fn new() -> Result<Self, Error> {
+    fn default() -> Self {
         Self::with(Access::default())
     }
+}
 
-    /// Shows itself to hosts as `access` says. Opens no connection yet.
-    ///
-    /// # Errors
-    /// As [`Self::new`].
-    pub fn with(access: Access) -> Result<Self, Error> {
-        let (plain, secure) = (pool().build(tcp_connector(None)), Arc::default());
-        Ok(Self { plain, secure, access: Arc::new(access), redirections: Arc::default() })
+impl HttpClient {
+    /// Shows itself to hosts, and believes them, as `access` says. Opens no connection yet.
+    #[must_use]
+    pub fn with(access: Access) -> Self {
+        Self::through(access, Proxies::from_environment())
+    }
+
+    pub(super) fn through(access: Access, proxies: Proxies) -> Self {
+        let (plain, secure) = (pool().build(dialer(&proxies, None)), Arc::default());
+        Self { plain, secure, proxies, access: Arc::new(access), redirections: Arc::default() }
     }
 
     /// The same connections for someone who shows himself otherwise.
     pub(crate) fn with_access(&self, access: Access) -> Self {
-        Self { access: Arc::new(access), redirections: Arc::default(), ..self.clone() }
+        let secure = match access.authorities() == self.access.authorities() {
+            true => Arc::clone(&self.secure),
+            // A host that one reader believes is not to be believed by all.
+            false => Arc::default(),
+        };
+        Self { secure, access: Arc::new(access), redirections: Arc::default(), ..self.clone() }
     }
 
-    async fn request(&self, request: Request<Empty<Bytes>>) -> Result<Response<Incoming>, String> {
+    async fn request(&self, object: &str, request: Request<Empty<Bytes>>) -> Result<Response<Incoming>, Error> {
         let responding = match request.uri().scheme_str() {
             Some("http") => self.plain.request(request),
-            _ => self.secure().map_err(|error| error.to_string())?.request(request),
+            _ => self.secure()?.request(request),
         };
-        responding.await.map_err(|error| describe(&error))
+        responding.await.map_err(|error| unanswered(object, &error))
     }
 
     fn secure(&self) -> Result<&Client<Connector, Empty<Bytes>>, Error> {
         if let Some(secure) = self.secure.get() {
             return Ok(secure);
         }
-        let secure = pool().build(connector(None)?);
+        let secure = pool().build(connector(&self.proxies, &self.access, None)?);
         Ok(self.secure.get_or_init(|| secure))
     }
 
@@ -149,14 +160,14 @@ impl HttpClient {
         if let Some(credentials) = self.access.header(url) {
             request = request.header(AUTHORIZATION, credentials);
         }
-        let request = request.body(Empty::new()).map_err(|error| Error::network(&object, error))?;
+        let mut request = request.body(Empty::new()).map_err(|error| Error::network(&object, error))?;
+        if let Some(login) = self.proxies.authorization(request.uri()) {
+            request.headers_mut().insert(PROXY_AUTHORIZATION, login);
+        }
         // The connector has its own, shorter limit; this one also covers what comes after it.
         let limit = CONNECT_TIMEOUT + RESPONSE_TIMEOUT;
-        match timeout(limit, self.request(request)).await {
-            Ok(Ok(response)) => Ok(response),
-            Ok(Err(reason)) => Err(Error::network(&object, reason)),
-            Err(_) => Err(Error::network(&object, format_args!("no answer within {} s", limit.as_secs()))),
-        }
+        let late = |_| Error::network(&object, format_args!("no answer within {} s", limit.as_secs()));
+        timeout(limit, self.request(&object, request)).await.map_err(late)?
     }
 
     /// Reads a whole resource of at most `max_bytes`.
@@ -239,21 +250,21 @@ impl HttpClient {
 ///
 /// # Errors
 /// [`Error::Network`] when the system's trusted certificates cannot be used.
-pub fn connector(send_buffer_bytes: Option<usize>) -> Result<Connector, Error> {
-    let tls = HttpsConnectorBuilder::new()
-        .try_with_platform_verifier()
+pub fn connector(proxies: &Proxies, access: &Access, send_buffer_bytes: Option<usize>) -> Result<Connector, Error> {
+    let config = tls::client_config(access.authorities())
         .map_err(|error| Error::network("the system's trusted certificates", error))?;
-    Ok(tls.https_or_http().enable_http1().wrap_connector(tcp_connector(send_buffer_bytes)))
+    let tls = HttpsConnectorBuilder::new().with_tls_config(config);
+    Ok(tls.https_or_http().enable_http1().wrap_connector(dialer(proxies, send_buffer_bytes)))
 }
 
 /// How connections are kept for the next request.
-fn pool() -> hyper_util::client::legacy::Builder {
+fn pool() -> legacy::Builder {
     let mut pool = Client::builder(TokioExecutor::new());
     pool.pool_timer(TokioTimer::new()).pool_idle_timeout(IDLE_CONNECTION).pool_max_idle_per_host(ORIGIN_REQUESTS_MAX);
     pool
 }
 
-fn tcp_connector(send_buffer_bytes: Option<usize>) -> HttpConnector {
+fn dialer(proxies: &Proxies, send_buffer_bytes: Option<usize>) -> Dialer {
     let mut http = HttpConnector::new();
     http.set_connect_timeout(Some(CONNECT_TIMEOUT));
     http.set_nodelay(true);
@@ -264,7 +275,22 @@ fn tcp_connector(send_buffer_bytes: Option<usize>) -> HttpConnector {
     http.set_keepalive_retries(Some(KEEPALIVE_RETRIES));
     http.set_tcp_user_timeout(Some(RESPONSE_TIMEOUT));
     http.enforce_http(false);
-    http
+    Dialer::new(http, proxies.clone())
+}
+
+/// Why a request for `object` has no answer: what does not pass by itself is told apart from what may.
+fn unanswered(object: &str, error: &legacy::Error) -> Error {
+    if let Some(reason) = BadCertificate::behind(error) {
+        return Error::Certificate { object: object.to_owned(), reason };
+    }
+    let mut causes = std::iter::successors(Some(error as &dyn std::error::Error), |error| error.source());
+    match causes.find_map(|cause| cause.downcast_ref()) {
+        Some(ProxyError::Variable { variable }) => Error::ProxyVariable { variable },
+        Some(ProxyError::Status { proxy, status }) if !may_pass(*status) => {
+            Error::Proxy { object: object.to_owned(), proxy: proxy.clone(), status: status.to_string() }
+        }
+        _ => Error::network(object, describe(error)),
+    }
 }
 
 impl HttpOrigin {
@@ -339,18 +365,26 @@ impl Pieces {
     }
 }
 
-/// Which statuses may pass later: what a server or a proxy says of its own state, not of the object.
+/// Whether a server or a proxy says with a status how it is itself, which passes, and nothing of the object.
+fn may_pass(status: StatusCode) -> bool {
+    status.is_server_error()
+        || matches!(status, StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_MANY_REQUESTS | StatusCode::TOO_EARLY)
+}
+
 fn check_status(url: &Url, response: &Response<Incoming>, good: &[StatusCode]) -> Result<(), Error> {
     let status = response.status();
     if good.contains(&status) {
         return check_encoding(url, response);
     }
-    let transient = status.is_server_error()
-        || matches!(status, StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_MANY_REQUESTS | StatusCode::TOO_EARLY);
-    if transient {
-        return Err(Error::network(&shown(url), format_args!("the server answers {status}")));
+    match response.extensions().get() {
+        _ if may_pass(status) => Err(Error::network(&shown(url), format_args!("the server answers {status}"))),
+        // Only proxies say that.
+        Some(Via(proxy)) if status == StatusCode::PROXY_AUTHENTICATION_REQUIRED => {
+            Err(Error::Proxy { object: shown(url), proxy: proxy.clone(), status: status.to_string() })
+        }
+        Some(Via(proxy)) => Err(refused(url, format_args!("{status}, through the proxy {proxy}"))),
+        None => Err(refused(url, status)),
     }
-    Err(refused(url, status))
 }
 
 /// Objects are asked for as they are. Encoded ones would have to be decoded, to any length, and ranges of them mean nothing.

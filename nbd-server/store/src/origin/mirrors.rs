@@ -213,13 +213,15 @@ impl Mirror {
     fn failed(&self, path: &str, error: &Error) {
         let mut health = self.health();
         health.failures += 1;
-        if error.is_transient() {
+        if error.is_transient() || error.is_of_host() {
             let rest = MIRROR_REST_MIN * 2_u32.saturating_pow(health.failures_in_a_row.min(16));
             health.failures_in_a_row += 1;
             health.rests_until = Some(Instant::now() + rest.min(MIRROR_REST_MAX));
+        }
+        if error.is_transient() {
             return;
         }
-        // The object is missing there, or wrong.
+        // The object is missing there, or wrong, or will not be had soon.
         if health.avoided.len() >= MIRROR_AVOIDED_MAX {
             health.avoided.clear();
         }

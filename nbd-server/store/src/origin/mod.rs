@@ -7,11 +7,13 @@ mod job;
 mod meter;
 mod mirrors;
 mod pace;
+mod proxy;
 mod ranges;
 mod reach;
 mod retry;
 mod slots;
 mod tier;
+mod tls;
 
 use std::fmt::Debug;
 use std::future::Future;
@@ -28,7 +30,9 @@ pub use access::{Access, AccessError};
 pub use dir::DirOrigin;
 pub use http::{AGENT, Connector, HttpClient, HttpOrigin, connector};
 pub use mirrors::{MirrorState, Mirrors};
+pub use proxy::{Dialer, Proxies, Route};
 pub use tier::{OriginCounts, OriginTier};
+pub use tls::BadCertificate;
 
 use crate::Error;
 

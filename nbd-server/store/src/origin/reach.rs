@@ -1,4 +1,6 @@
-//! Where a public server may send a reader: not into the reader's own network.
+//! Where hosts are: this one, those of its network, and the open network, whose servers may not send a reader inside.
+
+use std::net::IpAddr;
 
 use url::{Host, Url};
 
@@ -6,6 +8,12 @@ use url::{Host, Url};
 /// be asked by someone whom it trusts. Hosts are judged as they are written; names are not looked up.
 pub(crate) fn leads_inside(from: &Url, to: &Url) -> bool {
     !is_inside(from) && is_inside(to)
+}
+
+/// Whether a host, as it stands in a URL, is the one that this program runs on.
+pub(super) fn is_this_host(host: &str) -> bool {
+    let address = host.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>();
+    address.map_or(host == "localhost", |address| address.is_loopback())
 }
 
 fn is_inside(url: &Url) -> bool {
@@ -42,6 +50,16 @@ const fn is_inside_v4(address: std::net::Ipv4Addr) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn this_host_is_known_by_its_names() {
+        for this in ["localhost", "127.0.0.1", "127.9.9.9", "[::1]"] {
+            assert!(is_this_host(this), "{this}");
+        }
+        for other in ["localhost.example.org", "10.0.0.1", "0.0.0.0", "[fe80::1]", "a.localhost", ""] {
+            assert!(!is_this_host(other), "{other}");
+        }
+    }
 
     #[test]
     fn the_open_network_does_not_lead_inside() {

@@ -62,7 +62,7 @@ mod rigs {
         let site = axum::Router::new().fallback_service(ServeDir::new(repository.root()));
         tokio::spawn(async move { axum::serve(listener, site).await });
         let base = format!("http://{address}/").parse().unwrap();
-        let origin = Arc::new(HttpOrigin::new(HttpClient::new().unwrap(), base));
+        let origin = Arc::new(HttpOrigin::new(HttpClient::default(), base));
         Arc::new(OriginTier::new(origin, Duration::from_secs(5)))
     }
 

@@ -6,6 +6,7 @@ mod conformance;
 mod disk;
 mod faulty_tier;
 mod flight;
+mod https;
 mod mirrors;
 mod model;
 mod order;
@@ -14,6 +15,8 @@ mod pull;
 mod residency;
 mod warm;
 
+#[path = "../support/certificates.rs"]
+mod certificates;
 #[path = "../support/mod.rs"]
 #[allow(dead_code, reason = "the tests of other crates use other parts")]
 mod support;

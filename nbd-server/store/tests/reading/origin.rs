@@ -292,7 +292,7 @@ async fn a_range_far_into_a_whole_answer_is_found() {
     let object = [vec![0; 5 << 20], noise(1, 50_000)].concat();
     std::fs::write(dir.path().join("pack"), &object).unwrap();
     let server = BadServer::start(dir.path(), |_| Answer::Whole).await;
-    let origin = HttpOrigin::new(HttpClient::new().unwrap(), server.url().parse().unwrap());
+    let origin = HttpOrigin::new(HttpClient::default(), server.url().parse().unwrap());
     let range = (5 << 20) + 1000..(5 << 20) + 41_000;
     let mut body = within(60, origin.range("pack", range.clone())).await.unwrap();
     let mut bytes = Vec::new();
