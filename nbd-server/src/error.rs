@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use vmnetx_format::RecordError;
 use vmnetx_store::failure::{Class, Told};
 
+use crate::TlsError;
 use crate::control::api::{AttachmentId, Problem};
 use crate::limits::SOCKET_PATH_BYTES_MAX;
 
@@ -18,6 +19,9 @@ pub enum Error {
     /// A package cannot be copied into a repository.
     #[error(transparent)]
     Copy(#[from] vmnetx_store::CopyError),
+    /// TLS cannot be served.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
     /// It was told to end before its work was done.
     #[error("interrupted; the same command goes on from here")]
     Interrupted,
@@ -163,7 +167,7 @@ impl Told for Error {
             Self::Copy(error) => error.class(),
             Self::DamagedCache { .. } => Class::Integrity,
             Self::NoPin { .. } => Class::Usage,
-            Self::NoCacheDir => Class::Host,
+            Self::NoCacheDir | Self::Tls(_) => Class::Host,
             Self::Interrupted => Class::Failure,
             Self::Listen { .. } | Self::InUse { .. } | Self::Runtime(_) => Class::Host,
             Self::Sockets { .. } | Self::SocketPath(_) => Class::Host,

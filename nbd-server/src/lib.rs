@@ -9,6 +9,7 @@ mod prefetch;
 mod server;
 mod session;
 mod status;
+mod tls;
 mod upkeep;
 
 pub mod cli;
@@ -21,3 +22,4 @@ pub use export::{Export, Exports};
 pub use host::{Host, HostOptions};
 pub use listener::Listener;
 pub use server::serve;
+pub use tls::{Tls, TlsError};

@@ -8,6 +8,9 @@ pub const CONNECTIONS_MAX: usize = 1024;
 /// Time that a client has for the whole handshake.
 pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// Bytes of a file with certificates or a key.
+pub const TLS_FILE_BYTES_MAX: u64 = 1 << 20;
+
 /// Requests of one connection that wait for the tiers at once; more are not read from the socket. QEMU has 16.
 pub const IN_FLIGHT_MAX: usize = 128;
 

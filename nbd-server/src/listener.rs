@@ -1,4 +1,4 @@
-//! Where clients connect: a Unix socket that only its owner may use, or a TCP address.
+//! Where clients connect: a Unix socket that only its owner may use, or a TCP address, with TLS or without.
 
 use std::fmt;
 use std::io;
@@ -12,8 +12,8 @@ use rustix::process::umask;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener};
 
-use crate::Error;
 use crate::limits::SOCKET_PATH_BYTES_MAX;
+use crate::{Error, Tls};
 
 /// The mask of modes is the process's: two sockets that are made at once must not restore it for each other.
 static UMASK: Mutex<()> = Mutex::new(());
@@ -23,8 +23,8 @@ static UMASK: Mutex<()> = Mutex::new(());
 pub enum Listener {
     /// A Unix socket.
     Unix(UnixListener, SocketFile),
-    /// A TCP socket.
-    Tcp(TcpListener),
+    /// A TCP socket, and what is put on its connections.
+    Tcp(TcpListener, Option<Tls>),
 }
 
 /// The file of a Unix socket; dropping it removes the file, unless another server has put its own there meanwhile.
@@ -94,7 +94,7 @@ impl Listener {
     pub fn path(&self) -> Option<&Path> {
         match self {
             Self::Unix(_, file) => Some(&file.path),
-            Self::Tcp(_) => None,
+            Self::Tcp(..) => None,
         }
     }
 
@@ -103,8 +103,24 @@ impl Listener {
     /// # Errors
     /// [`Error::Listen`] when the system refuses.
     pub async fn tcp(address: &str) -> Result<Self, Error> {
-        let bound = TcpListener::bind(address).await;
-        Ok(Self::Tcp(bound.map_err(|source| Error::Listen { address: address.to_owned(), source })?))
+        Ok(Self::Tcp(bind(address).await?, None))
+    }
+
+    /// Listens on a TCP address for clients who speak TLS; others are told to.
+    ///
+    /// # Errors
+    /// As [`Self::tcp`].
+    pub async fn tls(address: &str, tls: Tls) -> Result<Self, Error> {
+        Ok(Self::Tcp(bind(address).await?, Some(tls)))
+    }
+
+    /// What clients must put on their connections, if anything.
+    #[must_use]
+    pub const fn tls_in_use(&self) -> Option<&Tls> {
+        match self {
+            Self::Unix(..) => None,
+            Self::Tcp(_, tls) => tls.as_ref(),
+        }
     }
 
     /// The TCP address that is listened on.
@@ -112,7 +128,7 @@ impl Listener {
     pub fn tcp_address(&self) -> Option<SocketAddr> {
         match self {
             Self::Unix(..) => None,
-            Self::Tcp(listener) => listener.local_addr().ok(),
+            Self::Tcp(listener, _) => listener.local_addr().ok(),
         }
     }
 
@@ -121,10 +137,13 @@ impl Listener {
     pub fn uri(&self, export: &str) -> String {
         match self {
             Self::Unix(_, file) => format!("nbd+unix:///{export}?socket={}", file.path.display()),
-            Self::Tcp(listener) => match listener.local_addr() {
-                Ok(address) => format!("nbd://{address}/{export}"),
-                Err(_) => format!("nbd:///{export}"),
-            },
+            Self::Tcp(listener, tls) => {
+                let scheme = if tls.is_some() { "nbds" } else { "nbd" };
+                match listener.local_addr() {
+                    Ok(address) => format!("{scheme}://{address}/{export}"),
+                    Err(_) => format!("{scheme}:///{export}"),
+                }
+            }
         }
     }
 
@@ -136,7 +155,7 @@ impl Listener {
                 let uid = stream.peer_cred().ok().map(|peer| peer.uid());
                 (Box::new(stream), uid)
             }
-            Self::Tcp(listener) => {
+            Self::Tcp(listener, _) => {
                 let (stream, _) = listener.accept().await?;
                 stream.set_nodelay(true)?;
                 (Box::new(stream), None)
@@ -149,7 +168,7 @@ impl fmt::Display for Listener {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Unix(_, file) => write!(f, "{}", file.path.display()),
-            Self::Tcp(listener) => match listener.local_addr() {
+            Self::Tcp(listener, _) => match listener.local_addr() {
                 Ok(address) => write!(f, "{address}"),
                 Err(_) => f.write_str("TCP"),
             },
@@ -217,6 +236,11 @@ impl Drop for SocketFile {
             let _ = std::fs::remove_file(&self.path);
         }
     }
+}
+
+async fn bind(address: &str) -> Result<TcpListener, Error> {
+    let listen = |source| Error::Listen { address: address.to_owned(), source };
+    TcpListener::bind(address).await.map_err(listen)
 }
 
 /// Device and inode of a file, if it is there.

@@ -110,7 +110,8 @@ impl Output {
     /// Writes everything.
     pub(crate) async fn write_to(&mut self, stream: &mut (impl AsyncWrite + Unpin)) -> io::Result<()> {
         if self.ready.is_empty() {
-            return stream.write_all_buf(&mut self.tail).await;
+            stream.write_all_buf(&mut self.tail).await?;
+            return stream.flush().await;
         }
         self.close_tail();
         while !self.ready.is_empty() {
@@ -134,6 +135,7 @@ impl Output {
                 self.ready.pop_front();
             }
         }
-        Ok(())
+        // TLS keeps what the socket did not take at once.
+        stream.flush().await
     }
 }

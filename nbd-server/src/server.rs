@@ -26,6 +26,7 @@ pub(crate) async fn serve_admitted<G: Send + 'static>(
 ) {
     let slots = Arc::new(Semaphore::new(connections_max));
     let sessions = TaskTracker::new();
+    let tls = listener.tls_in_use().cloned();
     loop {
         let accepted = tokio::select! {
             () = shutdown.cancelled() => break,
@@ -38,9 +39,9 @@ pub(crate) async fn serve_admitted<G: Send + 'static>(
         match accepted {
             Ok((stream, uid, slot)) => {
                 let Some(guest) = admit(uid) else { continue };
-                let (exports, shutdown) = (exports.clone(), shutdown.clone());
+                let (exports, tls, shutdown) = (exports.clone(), tls.clone(), shutdown.clone());
                 sessions.spawn(async move {
-                    if let Err(error) = session::run(stream, &exports, &shutdown).await {
+                    if let Err(error) = session::run(stream, &exports, tls.as_ref(), &shutdown).await {
                         tracing::debug!(%error, "connection ends");
                     }
                     drop((guest, slot));

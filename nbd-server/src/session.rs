@@ -3,9 +3,10 @@
 //!
 //! ```text
 //! handshake -> transmission -> draining -> closed
-//!     |             |             ^
-//!     |             +-- DISC, end of stream, shutdown
-//!     +-- ABORT, violation, deadline -> closed
+//!  ^  |  |          |             ^
+//!  |  |  |          +-- DISC, end of stream, shutdown
+//!  |  |  +-- ABORT, violation, deadline -> closed
+//!  +--+ STARTTLS
 //! ```
 //!
 //! One task reads, answers hits and writes; it waits for nothing but the socket. Each miss is a task of its own, so that
@@ -21,7 +22,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::task::{JoinError, JoinSet};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
-use vmnetx_nbd_proto::handshake::{Config, Handshake, HandshakeError, Progress, Session as Negotiated};
+use vmnetx_nbd_proto::handshake::{Config, Handshake, HandshakeError, Progress, Session as Negotiated, TlsPolicy};
 use vmnetx_nbd_proto::reply;
 use vmnetx_nbd_proto::request::{BadRequestMagic, Checked, Geometry, Request, Requests};
 use vmnetx_nbd_proto::wire::{ChunkFlags, Cookie, ErrorCode};
@@ -33,7 +34,7 @@ use crate::listener::Stream;
 use crate::output::Output;
 use crate::prefetch::{Prefetched, Prefetches, Refused};
 use crate::status::{self, Contexts, Status};
-use crate::{Export, Exports};
+use crate::{Export, Exports, Tls};
 
 /// Why a connection ended otherwise than by the client's leave.
 #[derive(Debug, thiserror::Error)]
@@ -44,52 +45,58 @@ pub(crate) enum SessionError {
     Handshake(#[from] HandshakeError),
     #[error(transparent)]
     Request(#[from] BadRequestMagic),
+    #[error("TLS does not come about: {0}")]
+    Tls(#[source] io::Error),
     #[error("the socket failed: {0}")]
     Socket(#[from] io::Error),
     #[error("a request was lost: {0}")]
     Lost(#[from] JoinError),
 }
 
-/// Serves one connection to its end.
+/// Serves one connection to its end. With `tls`, nothing is told of exports before the client has started it.
 pub(crate) async fn run(
-    mut stream: Box<dyn Stream>,
+    stream: Box<dyn Stream>,
     exports: &Exports,
+    tls: Option<&Tls>,
     shutdown: &CancellationToken,
 ) -> Result<(), SessionError> {
     let mut input = BytesMut::with_capacity(INPUT_BYTES);
     let negotiated = tokio::select! {
         () = shutdown.cancelled() => return Ok(()),
-        result = timeout(HANDSHAKE_TIMEOUT, negotiate(&mut stream, exports, &mut input)) => {
-            match result.map_err(|_| SessionError::Slow)?? {
-                Some(negotiated) => negotiated,
-                None => return Ok(()),
-            }
+        result = timeout(HANDSHAKE_TIMEOUT, negotiate(stream, exports, tls, &mut input)) => {
+            result.map_err(|_| SessionError::Slow)??
         }
     };
+    let Some((negotiated, stream)) = negotiated else { return Ok(()) };
     Session::new(negotiated).run(stream, input, shutdown).await
 }
 
+/// What was agreed on, and the connection, inside TLS if that was started; nothing if the client has left.
 async fn negotiate(
-    stream: &mut Box<dyn Stream>,
+    mut stream: Box<dyn Stream>,
     exports: &Exports,
+    tls: Option<&Tls>,
     input: &mut BytesMut,
-) -> Result<Option<Negotiated<Arc<Export>>>, SessionError> {
-    let mut handshake = Handshake::new(Config::default());
+) -> Result<Option<(Negotiated<Arc<Export>>, Box<dyn Stream>)>, SessionError> {
+    let policy = if tls.is_some() { TlsPolicy::Required } else { TlsPolicy::Unsupported };
+    let mut handshake = Handshake::new(Config { tls: policy });
     let mut output = BytesMut::new();
     loop {
         let progress = handshake.advance(input, exports, &mut output);
         stream.write_all_buf(&mut output).await?;
-        match progress {
-            Progress::Continue => {}
-            Progress::NeedInput => {
+        stream.flush().await?;
+        match (progress, tls) {
+            (Progress::Continue, _) => {}
+            (Progress::NeedInput, _) => {
                 if stream.read_buf(input).await? == 0 {
                     return Ok(None);
                 }
             }
-            Progress::Transmission(session) => return Ok(Some(session)),
-            Progress::Refused(error) => return Err(error.into()),
-            // TLS is not offered, so it is not started.
-            Progress::Aborted | Progress::StartTls => return Ok(None),
+            (Progress::StartTls, Some(tls)) => stream = tls.accept(stream).await.map_err(SessionError::Tls)?,
+            (Progress::Transmission(session), _) => return Ok(Some((session, stream))),
+            (Progress::Refused(error), _) => return Err(error.into()),
+            // Without TLS the policy does not let it be started.
+            (Progress::Aborted | Progress::StartTls, _) => return Ok(None),
         }
     }
 }

@@ -8,6 +8,7 @@ mod certificates;
 mod network;
 mod publishing;
 mod support;
+mod tls;
 
 use std::fs;
 use std::io::{Read, Seek, SeekFrom, Write};

@@ -8,6 +8,7 @@ mod pull;
 mod serve;
 mod server;
 mod stats;
+mod tls;
 
 use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};

@@ -17,6 +17,7 @@ use vmnetx_store::trust::TrustArgs;
 use vmnetx_store::{Location, Options, Store, interrupt};
 
 use super::server::open_when_free;
+use super::tls::TlsArgs;
 use super::{control_socket, say};
 use crate::control::api::{AttachRequest, AttachmentStats, OrderUse};
 use crate::control::{serve_control, serve_metrics};
@@ -42,6 +43,8 @@ pub(super) struct Args {
     access: AccessArgs,
     #[command(flatten)]
     at: At,
+    #[command(flatten)]
+    tls: TlsArgs,
     /// Serve this disk alone. Without it every disk is served, and the first one is also the default export.
     #[arg(long, value_name = "NAME", requires = "link")]
     export: Option<String>,
@@ -96,7 +99,7 @@ struct At {
     /// Listen on this Unix socket.
     #[arg(long, value_name = "PATH", requires = "link")]
     socket: Option<PathBuf>,
-    /// Listen on this TCP address. Whoever reaches it can read the disks.
+    /// Listen on this TCP address. Whoever reaches it can read the disks, unless --tls-ca says who may.
     #[arg(long, value_name = "HOST:PORT", requires = "link")]
     listen: Option<String>,
 }
@@ -109,13 +112,9 @@ pub(super) async fn run(args: Args) -> Result<(), Error> {
     let shutdown = interrupt::token().map_err(Error::Runtime)?;
     let listener = match (&args.at.socket, &args.at.listen) {
         (Some(path), _) => Some(Listener::unix(path)?),
-        (None, Some(address)) => Some(Listener::tcp(address).await?),
+        (None, Some(address)) => Some(args.tls.listen(address).await?),
         (None, None) => None,
     };
-    let is_open = |listener: &Listener| listener.tcp_address().is_some_and(|address| !address.ip().is_loopback());
-    if listener.as_ref().is_some_and(is_open) {
-        tracing::warn!("whoever reaches this address can read the disks: there is no encryption and no password");
-    }
     // Its lock says who is the server of the directory, so it comes before the directory's control socket.
     let store = open_store(&args).await?;
     let controls = control_listeners(&args)?;

@@ -15,8 +15,11 @@ mod pulls;
 mod raw;
 mod residency;
 mod rig;
+mod tls;
 mod transmission;
 
+#[path = "../../store/tests/support/certificates.rs"]
+mod certificates;
 #[path = "../../store/tests/support/mod.rs"]
 #[allow(dead_code, reason = "the tests of other crates use other parts")]
 mod support;

@@ -1,8 +1,11 @@
 //! An NBD client that sends whatever it is told to and looks closely at what comes back.
 
 use std::collections::{BTreeMap, HashMap};
+use std::io;
 
+use rustls::pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio_rustls::TlsConnector;
 use vmnetx_nbd_proto::reply::{Chunk, Header};
 use vmnetx_nbd_proto::wire::{ChunkFlags, Cookie};
 
@@ -32,6 +35,7 @@ pub(crate) mod number {
     pub(crate) const UNSUP: u32 = 0x8000_0001;
     pub(crate) const POLICY: u32 = 0x8000_0002;
     pub(crate) const INVALID: u32 = 0x8000_0003;
+    pub(crate) const TLS_REQD: u32 = 0x8000_0005;
     pub(crate) const UNKNOWN: u32 = 0x8000_0006;
     pub(crate) const TOO_BIG: u32 = 0x8000_0009;
 
@@ -114,8 +118,15 @@ impl Raw {
         Self { stream: Box::new(stream), structured: false, reads: HashMap::new(), open: HashMap::new() }
     }
 
+    /// The same connection inside TLS, if that comes about.
+    pub(crate) async fn into_tls(self, tls: &TlsConnector, server: &'static str) -> io::Result<Self> {
+        let name = ServerName::try_from(server).unwrap();
+        Ok(Self::new(within(PATIENCE_S, tls.connect(name, self.stream)).await?))
+    }
+
     pub(crate) async fn send(&mut self, bytes: &[u8]) {
         within(PATIENCE_S, self.stream.write_all(bytes)).await.unwrap();
+        within(PATIENCE_S, self.stream.flush()).await.unwrap();
     }
 
     /// Sends what may be sent to a server that has closed.
@@ -134,11 +145,17 @@ impl Raw {
         bytes
     }
 
-    /// The server closes, having sent nothing more.
-    pub(crate) async fn expect_closed(&mut self) {
+    /// What the server sends until it closes.
+    pub(crate) async fn rest(&mut self) -> Vec<u8> {
         let mut rest = Vec::new();
         // A reset closes too: it tells of bytes of ours that were not read.
         let _ = within(PATIENCE_S, self.stream.read_to_end(&mut rest)).await;
+        rest
+    }
+
+    /// The server closes, having sent nothing more.
+    pub(crate) async fn expect_closed(&mut self) {
+        let rest = self.rest().await;
         assert!(rest.is_empty(), "{} more bytes before the end", rest.len());
     }
 
@@ -205,6 +222,11 @@ impl Raw {
     /// The same with these metadata contexts.
     pub(crate) async fn negotiate_contexts(&mut self, structured: bool, contexts: &[&str]) {
         self.greet(FIXED_NEWSTYLE | NO_ZEROES).await;
+        self.agree(structured, contexts).await;
+    }
+
+    /// The same after the greeting.
+    pub(crate) async fn agree(&mut self, structured: bool, contexts: &[&str]) {
         if structured {
             self.structured().await;
             self.expect_option(SET_META, &meta("", contexts), ACK).await;

@@ -56,7 +56,11 @@ impl Rig {
 
     /// The same on a TCP port.
     pub(crate) async fn on_tcp(source: Source) -> Self {
-        let listener = Listener::tcp("127.0.0.1:0").await.unwrap();
+        Self::on(source, Listener::tcp("127.0.0.1:0").await.unwrap()).await
+    }
+
+    /// The same on this TCP listener.
+    pub(crate) async fn on(source: Source, listener: Listener) -> Self {
         let address = Address::Tcp(listener.tcp_address().unwrap());
         Self::start(source, |_| Answer::Good, tempfile::tempdir().unwrap(), listener, address).await
     }
