@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 use vmnetx_format::Envelope;
-use vmnetx_store::limits::{HEDGE_AFTER_MAX, HEDGE_PARTS};
+use vmnetx_store::limits::{HEDGE_AFTER_MAX, HEDGE_PARTS, MIRROR_REST_MAX};
 use vmnetx_store::{Error, Options, Package, Piece, Store};
 
 use crate::support::bad_http::{Answer, Asked, BadServer};
@@ -21,11 +21,17 @@ struct Rig {
 }
 
 type Behave = fn(&Asked) -> Answer;
+type Knowing = dyn Fn(&Asked) -> Answer + Send + Sync;
 
 async fn open(source: Source, behaviours: &[Behave], memory_bytes: u64) -> Result<Rig, Error> {
+    open_each(source, behaviours.iter().map(|&behave| Box::new(behave) as Box<_>).collect(), memory_bytes).await
+}
+
+/// The same with servers that know what they have seen.
+async fn open_each(source: Source, behaviours: Vec<Box<Knowing>>, memory_bytes: u64) -> Result<Rig, Error> {
     let repository = Repository::of(&source);
     let mut servers = Vec::new();
-    for &behave in behaviours {
+    for behave in behaviours {
         servers.push(BadServer::start(repository.root(), behave).await);
     }
     let mut link = repository.link();
@@ -211,4 +217,71 @@ async fn a_late_answer_is_overtaken() {
     assert!(counts.hedges_won > 0 && counts.hedges >= counts.hedges_won, "{counts:?}");
     assert!(counts.hedges <= counts.requests / HEDGE_PARTS + 1, "{counts:?}");
     assert!(longest < HEDGE_AFTER_MAX * 20, "{longest:?}");
+}
+
+/// Where there is no other mirror, the same server is asked once more on another connection.
+#[tokio::test(start_paused = true)]
+async fn a_late_answer_of_the_only_server_is_overtaken_by_its_next() {
+    const READS: u64 = 60;
+    let mut source = Source::zeros(READS << 20);
+    for number in 0..READS {
+        source = source.with(number << 20, noise(number, 4096));
+    }
+    // Now and then one answer does not come; the next one does.
+    let stalls = |asked: &Asked| asked.range.is_some() && asked.before >= 45 && asked.before % 5 == 0;
+    let behave = move |asked: &Asked| if stalls(asked) { Answer::Stall(0) } else { Answer::Good };
+    let rig = open_each(source, vec![Box::new(behave)], 64 << 20).await.unwrap();
+    let mut fastest = Duration::MAX;
+    for number in 0..READS {
+        let (start, before) = (Instant::now(), rig.package.origin_counts());
+        rig.read(number << 20, 4096).await.unwrap();
+        if rig.package.origin_counts().hedges_won > before.hedges_won {
+            fastest = fastest.min(start.elapsed());
+        }
+    }
+    assert!(fastest <= HEDGE_AFTER_MAX + Duration::from_secs(1), "{:?}", rig.package.origin_counts());
+    let log = rig.servers[0].log();
+    let twice = |(index, asked): (usize, &Asked)| {
+        stalls(asked) && log[index + 1..].iter().any(|later| (&later.path, &later.range) == (&asked.path, &asked.range))
+    };
+    assert!(log.iter().enumerate().any(twice), "{log:?}");
+    assert!(rig.package.mirrors().len() == 1);
+}
+
+/// A mirror that fails is asked more and more seldom, and used again soon after it is back.
+#[tokio::test(start_paused = true)]
+async fn a_dead_mirror_is_probed_and_taken_again_when_it_is_back() {
+    const READS: u64 = 200;
+    let mut source = Source::zeros(READS << 20);
+    for number in 0..READS {
+        source = source.with(number << 20, noise(number, 4096));
+    }
+    let (alive, is_alive) = tokio::sync::watch::channel(true);
+    let mortal = move |_: &Asked| if *is_alive.borrow() { Answer::Good } else { Answer::Reset(0) };
+    let rig = open_each(source, vec![Box::new(mortal), Box::new(good)], 64 << 20).await.unwrap();
+    rig.read(0, 4096).await.unwrap();
+    assert!(rig.asked(0) > 0 && rig.asked(1) == 0, "the first mirror is asked while it is well");
+
+    alive.send(false).unwrap();
+    let (start, before) = (Instant::now(), rig.asked(0));
+    for number in 1..READS / 2 {
+        rig.read(number << 20, 4096).await.unwrap();
+        tokio::time::sleep(Duration::from_secs(2)).await;
+    }
+    // 1 s, 2 s, 4 s and so on, then every minute.
+    let probes = rig.asked(0) - before;
+    let most = MIRROR_REST_MAX.as_secs().ilog2() as usize
+        + 2
+        + (start.elapsed().as_secs() / MIRROR_REST_MAX.as_secs()) as usize;
+    assert!((4..=most).contains(&probes), "{probes} probes, at most {most}");
+    assert!(rig.package.mirrors()[0].resting, "{:?}", rig.package.mirrors());
+
+    alive.send(true).unwrap();
+    tokio::time::sleep(MIRROR_REST_MAX).await;
+    let (first, second) = (rig.asked(0), rig.asked(1));
+    for number in READS / 2..READS {
+        rig.read(number << 20, 4096).await.unwrap();
+    }
+    assert!(!rig.package.mirrors()[0].resting && rig.asked(0) > first, "{:?}", rig.package.mirrors());
+    assert_eq!(rig.asked(1), second, "it is the first one again");
 }
