@@ -1,5 +1,7 @@
 //! `stats`: asks a running server for its counts.
 
+use vmnetx_store::origin::MirrorState;
+
 use super::put;
 use super::server::ServerArgs;
 use crate::Error;
@@ -42,7 +44,23 @@ fn put_attachment(stats: &AttachmentStats) {
     if let Some(pull) = &stats.pull {
         put(&format!("pulled: {} of {} bytes are here", pull.done_bytes, pull.total_bytes));
     }
-    put(&format!("origin {} requests, {} bytes", stats.origin_requests, stats.origin_bytes));
+    let origin = &stats.origin;
+    put(&format!(
+        "origin {} requests ({} again, {} hedges, {} of them first), {} bytes; {} damaged frames",
+        stats.origin_requests,
+        origin.retries,
+        origin.hedges,
+        origin.hedges_won,
+        stats.origin_bytes,
+        origin.damaged_frames,
+    ));
+    for mirror in &stats.mirrors {
+        let MirrorState { place, requests, failures, avoided_objects, .. } = mirror;
+        let rests = if mirror.resting { "; it rests" } else { "" };
+        put(&format!(
+            "mirror {place}: {requests} requests, {failures} failed, {avoided_objects} objects avoided{rests}"
+        ));
+    }
     if let Some(order) = &stats.order {
         put(&format!(
             "order: {} frames planned ({} bytes), {} fetched ahead ({} bytes, {} of them from the origin), {} used ({} bytes), \
@@ -64,7 +82,7 @@ fn put_attachment(stats: &AttachmentStats) {
         let counts = &export.counts;
         put(&format!(
             "{}: {} connections, {} requests ({} answered at once, {} refused, {} failed), {} bytes read; chunks: {} \
-             memory, {} disk, {} origin ({} read ahead, {} bytes)",
+             memory, {} disk, {} origin ({} read ahead, {} prefetched, {} bytes)",
             export.name,
             export.connections,
             export.requests,
@@ -76,6 +94,7 @@ fn put_attachment(stats: &AttachmentStats) {
             counts.disk_chunks,
             counts.origin_chunks,
             counts.read_ahead_chunks,
+            counts.prefetched_chunks,
             counts.origin_bytes,
         ));
     }

@@ -12,7 +12,7 @@ use serde_json::value::RawValue;
 use utoipa::ToSchema;
 use vmnetx_format::{Digest, Name, PublicKey, Purpose, Title};
 use vmnetx_store::failure::{Class, Told, describe};
-use vmnetx_store::origin::AccessArgs;
+use vmnetx_store::origin::{AccessArgs, MirrorState, OriginCounts};
 use vmnetx_store::trust::TrustArgs;
 use vmnetx_store::{Counts, Location, OrderCounts, Package, Place};
 
@@ -216,6 +216,10 @@ pub struct AttachmentStats {
     pub origin_requests: u64,
     /// Bytes of bodies that came from the origin: link, manifest, layout, index and chunks.
     pub origin_bytes: u64,
+    /// What these requests were for, which of them went out again, and what came of it.
+    pub origin: OriginCounts,
+    /// The places of the package's repository, in its link's order, and how they do.
+    pub mirrors: Vec<MirrorState>,
     /// What came of the package's recorded order; absent if it has none or none is replayed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub order: Option<OrderCounts>,

@@ -166,6 +166,8 @@ impl Attachment {
             pull: self.pull(),
             origin_requests: self.package.origin_requests(),
             origin_bytes: self.package.origin_bytes(),
+            origin: self.package.origin_counts(),
+            mirrors: self.package.mirrors(),
             order: self.package.order_counts(),
             recorded_touches: self.recorder.as_ref().map(|recorder| recorder.touches() as u64),
             exports: self.exports.all().iter().map(|export| export.stats()).collect(),

@@ -14,7 +14,7 @@ pub(crate) struct Counter {
 }
 
 /// How many counters there are: a type may not depend on their values, which lead back to it.
-const COUNTERS_LEN: usize = 19;
+const COUNTERS_LEN: usize = 28;
 
 /// The counters, in the sequence of their sums.
 pub(crate) const COUNTERS: [Counter; COUNTERS_LEN] = [
@@ -41,9 +41,22 @@ pub(crate) const COUNTERS: [Counter; COUNTERS_LEN] = [
     count("vmnetx_read_ahead_chunks", "Chunks that were read ahead", |of| {
         sum(of, |export| export.counts.read_ahead_chunks)
     }),
+    count("vmnetx_prefetched_chunks", "Chunks that were asked for ahead of any read (CACHE)", |of| {
+        sum(of, |export| export.counts.prefetched_chunks)
+    }),
     count("vmnetx_failed_chunks", "Chunks that could not be had", |of| sum(of, |export| export.counts.failed_chunks)),
     count("vmnetx_origin_requests", "Requests for ranges of packs", |of| of.origin_requests),
     bytes("vmnetx_origin", "Bytes of bodies that came from origins", |of| of.origin_bytes),
+    count("vmnetx_origin_retries", "Requests that repeat what failed", |of| of.origin.retries),
+    count("vmnetx_origin_hedges", "Requests that went out because another one was late", |of| of.origin.hedges),
+    count("vmnetx_origin_hedges_won", "Hedges that were answered first", |of| of.origin.hedges_won),
+    count("vmnetx_origin_damaged_frames", "Frames that arrived damaged", |of| of.origin.damaged_frames),
+    bytes("vmnetx_origin_demand", "Bytes of packs that readers waited for", |of| of.origin.demand_bytes),
+    bytes("vmnetx_origin_order", "Bytes of packs that came because of an order", |of| of.origin.order_bytes),
+    bytes("vmnetx_origin_read_ahead", "Bytes of packs that read-ahead asked for itself", |of| {
+        of.origin.read_ahead_bytes
+    }),
+    bytes("vmnetx_origin_background", "Bytes of packs that came for the background", |of| of.origin.background_bytes),
     bytes("vmnetx_order_planned", "Stored bytes that recorded orders name", |of| {
         of.order.map_or(0, |order| order.planned_bytes)
     }),

@@ -121,6 +121,16 @@ async fn attach_and_stats_and_drain_are_commands() {
     let stats: serde_json::Value = serde_json::from_slice(&within(60, output).await.unwrap().stdout).unwrap();
     let read = stats["attachments"][0]["exports"][0]["counts"]["read_bytes"].as_u64();
     assert!(read > Some(0), "{stats}");
+    let attachment = &stats["attachments"][0];
+    assert_eq!(attachment["origin"]["requests"], attachment["origin_requests"], "{stats}");
+    assert!(attachment["origin"]["demand_bytes"].as_u64() > Some(0), "{stats}");
+    let mirrors = attachment["mirrors"].as_array().unwrap();
+    assert!(mirrors.len() == 1 && mirrors[0]["requests"].as_u64() > Some(2), "{stats}");
+    assert_eq!((&mirrors[0]["failures"], &mirrors[0]["resting"]), (&0.into(), &false.into()), "{stats}");
+    let output = program(&["stats", "--cache-dir"]).arg(dir.path()).stdout(Stdio::piped()).output();
+    let told = String::from_utf8(within(60, output).await.unwrap().stdout).unwrap();
+    let place = format!("mirror {}/", repository.root().display());
+    assert!(told.contains(&place) && told.contains("prefetched"), "{told}");
     let told = within(60, program(&["drain", "--control"]).arg(control.socket()).status()).await.unwrap();
     assert!(told.success());
     signal(&attaching, Signal::TERM);

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
+use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
 use super::{Body, Meter, Origin, Pace, Promise};
@@ -42,7 +43,9 @@ struct Health {
 }
 
 /// How a mirror does.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct MirrorState {
     /// Where it is, to be shown.
     pub place: String,
@@ -53,8 +56,9 @@ pub struct MirrorState {
     /// Whether it is left alone for a while because it failed.
     pub resting: bool,
     /// Objects that it is known to lack or to have damaged.
-    pub avoided_objects: usize,
+    pub avoided_objects: u64,
     /// The time within which half of its latest responses began, in microseconds; nothing while few are known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub first_byte_us: Option<u64>,
 }
 
@@ -78,7 +82,7 @@ impl Mirrors {
                 requests: health.requests,
                 failures: health.failures,
                 resting: health.rests(),
-                avoided_objects: health.avoided.len(),
+                avoided_objects: health.avoided.len() as u64,
                 first_byte_us: mirror.pace.quantile(0.5).map(|time| time.as_micros() as u64),
             }
         };

@@ -38,7 +38,9 @@ pub(super) struct Tally {
 }
 
 /// What an origin was asked for and gave, at one moment.
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct OriginCounts {
     /// Range requests that were sent, repetitions and hedges included.
     pub requests: u64,
