@@ -19,7 +19,7 @@ use vmnetx_format::Envelope;
 use vmnetx_store::failure::{Class, Told, tell};
 use vmnetx_store::origin::{Access, BadCertificate};
 use vmnetx_store::trust::Trust;
-use vmnetx_store::{Error, Location, Options, Package, Store};
+use vmnetx_store::{Error, Location, Options, Package, Reader, Store};
 
 use crate::certificates::{Authority, Signed};
 use crate::support::bad_http::{Answer, BadServer};
@@ -110,6 +110,10 @@ async fn distrust(store: &Store, location: &Location) -> BadCertificate {
     }
 }
 
+fn reader(access: Access) -> Reader {
+    Reader { retry_for: RETRY_FOR, background_bytes_per_s: None, access, trust: Trust::default(), offline: false }
+}
+
 #[tokio::test]
 async fn a_server_is_believed_by_who_trusts_its_authority() {
     let (source, authority) = (mixed(), Authority::new("an authority"));
@@ -121,11 +125,11 @@ async fn a_server_is_believed_by_who_trusts_its_authority() {
         read_all(&within(60, trusting.package(&front.location(host))).await.unwrap(), &source).await;
     }
     // Connections that one reader has opened are not for another, who does not believe the host.
-    let other = trusting.for_reader(RETRY_FOR, Trust::default(), Access::default());
+    let other = trusting.for_reader(reader(Access::default()));
     assert_eq!(distrust(&other, &front.location("localhost")).await, BadCertificate::UnknownIssuer);
-    let other = trusting.for_reader(RETRY_FOR, Trust::default(), believing(&Authority::new("another")));
+    let other = trusting.for_reader(reader(believing(&Authority::new("another"))));
     assert_eq!(distrust(&other, &front.location("localhost")).await, BadCertificate::UnknownIssuer);
-    let same = trusting.for_reader(RETRY_FOR, Trust::default(), believing(&authority));
+    let same = trusting.for_reader(reader(believing(&authority)));
     within(60, same.package(&front.location("localhost"))).await.unwrap();
 }
 
