@@ -11,6 +11,9 @@ pub const ORIGIN_LESSER_REQUESTS_MAX: usize = 8;
 /// Requests among these for what is to be here some day.
 pub const ORIGIN_BACKGROUND_REQUESTS_MAX: usize = 4;
 
+/// Frames that somebody hurries before their request is queued, of one origin; the oldest are dropped.
+pub const HURRIED_FRAMES_MAX: usize = 256;
+
 /// Time between two looks whether the background may go on, if its rate is limited.
 pub const BACKGROUND_LOOK: Duration = Duration::from_millis(50);
 

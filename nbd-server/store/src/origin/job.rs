@@ -117,13 +117,15 @@ impl Job {
     }
 
     /// Tries once; says which mirror it asked.
-    async fn attempt(&self, request: &RangeRequest, path: &str, retry: &Retry) -> (usize, Outcome) {
-        let mirrors = &self.inner.mirrors;
+    async fn attempt(&mut self, request: &RangeRequest, path: &str, retry: &Retry) -> (usize, Outcome) {
         let broken = |error| Outcome { broken: Some((error, request.frames.clone())), ..Outcome::default() };
-        let _slot = match self.slot(request, retry).await {
+        let slot = match self.slot(request, retry).await {
             Ok(slot) => slot,
             Err(error) => return (0, broken(error)),
         };
+        // Somebody more urgent may have joined, and does not leave when this try fails.
+        self.why = slot.why();
+        let mirrors = &self.inner.mirrors;
         let mirror = mirrors.choose(path, self.why, self.failed_mirror);
         let sent = Instant::now();
         let (mirror, body) = self.open(mirror, path, request).await;

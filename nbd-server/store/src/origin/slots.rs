@@ -1,6 +1,6 @@
 //! The right to have a request under way, given to the most urgent of those who wait.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -8,7 +8,10 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 use vmnetx_format::Digest;
 
-use crate::limits::{BACKGROUND_LOOK, ORIGIN_BACKGROUND_REQUESTS_MAX, ORIGIN_LESSER_REQUESTS_MAX, ORIGIN_REQUESTS_MAX};
+use crate::limits::{
+    BACKGROUND_LOOK, HURRIED_FRAMES_MAX, ORIGIN_BACKGROUND_REQUESTS_MAX, ORIGIN_LESSER_REQUESTS_MAX,
+    ORIGIN_REQUESTS_MAX,
+};
 use crate::tier::Why;
 
 /// A queue before the requests of one origin.
@@ -27,6 +30,8 @@ struct State {
     under_way: [usize; 3],
     queue: BTreeMap<Turn, Waiter>,
     next: u64,
+    /// Frames that somebody more urgent has come for before their request was queued, the latest last.
+    hurried: VecDeque<(Digest, Why)>,
     /// When the background may go on.
     background_from: Instant,
 }
@@ -50,7 +55,13 @@ pub(crate) struct Slot {
 
 impl Slots {
     pub(crate) fn new(background_rate: Option<u64>) -> Arc<Self> {
-        let state = State { under_way: [0; 3], queue: BTreeMap::new(), next: 0, background_from: Instant::now() };
+        let state = State {
+            under_way: [0; 3],
+            queue: BTreeMap::new(),
+            next: 0,
+            hurried: VecDeque::new(),
+            background_from: Instant::now(),
+        };
         Arc::new(Self { state: Mutex::new(state), background_rate })
     }
 
@@ -59,7 +70,7 @@ impl Slots {
         let (grant, mut granted) = oneshot::channel();
         {
             let mut state = self.lock();
-            let turn = (why, state.next);
+            let turn = (state.urgency(why, &digests), state.next);
             state.next += 1;
             state.queue.insert(turn, Waiter { digests, bytes, grant });
         }
@@ -78,9 +89,10 @@ impl Slots {
         }
     }
 
-    /// Whoever waits to fetch one of `digests` is as urgent as `why` from now on.
+    /// Whoever waits to fetch one of `digests`, or will soon, is as urgent as `why` from now on.
     pub(crate) fn promote(self: &Arc<Self>, digests: &[Digest], why: Why) {
         let mut state = self.lock();
+        state.hurry(digests, why);
         let lesser = state.queue.range((why, u64::MAX)..);
         let wanted = lesser.filter(|(_, waiter)| waiter.digests.iter().any(|digest| digests.contains(digest)));
         let turns: Vec<Turn> = wanted.map(|(turn, _)| *turn).collect();
@@ -129,12 +141,47 @@ impl Slots {
     }
 }
 
+impl State {
+    /// Remembers that frames are urgent which no request waits for. Most are under way or found in a cache, and are forgotten
+    /// when there are [`HURRIED_FRAMES_MAX`] later ones.
+    fn hurry(&mut self, digests: &[Digest], why: Why) {
+        for digest in digests {
+            if !self.queue.values().any(|waiter| waiter.digests.contains(digest)) {
+                self.hurried.push_back((*digest, why));
+            }
+        }
+        let excess = self.hurried.len().saturating_sub(HURRIED_FRAMES_MAX);
+        self.hurried.drain(..excess);
+    }
+
+    /// How urgent a request for these frames is that would be as urgent as `why`: as the most urgent of those who came for
+    /// one of them meanwhile.
+    fn urgency(&mut self, why: Why, digests: &[Digest]) -> Why {
+        let mut urgency = why;
+        self.hurried.retain(|(digest, hurry)| {
+            let is_asked_for = digests.contains(digest);
+            if is_asked_for {
+                urgency = urgency.min(*hurry);
+            }
+            !is_asked_for
+        });
+        urgency
+    }
+}
+
 /// Of how many of the counted kinds a request is one.
 const fn kinds(why: Why) -> usize {
     match why {
         Why::Demand => 1,
         Why::Order | Why::ReadAhead => 2,
         Why::Background => 3,
+    }
+}
+
+impl Slot {
+    /// How urgent the request is, which may have been promoted while it waited.
+    pub(crate) const fn why(&self) -> Why {
+        self.why
     }
 }
 
@@ -202,6 +249,34 @@ mod tests {
         assert!(!first.is_finished());
         held.clear();
         drop(first.await.unwrap());
+    }
+
+    /// A reader may join a frame whose request is not queued yet.
+    #[tokio::test(start_paused = true)]
+    async fn who_is_joined_before_it_is_queued_goes_first_too() {
+        let slots = Slots::new(None);
+        let mut held = Vec::new();
+        for number in 0..ORIGIN_BACKGROUND_REQUESTS_MAX as u8 {
+            held.push(slots.acquire(Why::Background, digest(number), 1).await);
+        }
+        slots.promote(&digest(100), Why::Demand);
+        let joined = queue(&slots, Why::Background, 100).await;
+        let other = queue(&slots, Why::Background, 101).await;
+        drop(joined.await.unwrap());
+        assert!(!other.is_finished());
+        held.clear();
+        drop(other.await.unwrap());
+        // It was asked for and is no more urgent the next time.
+        assert!(slots.lock().hurried.is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn frames_that_are_never_asked_for_are_forgotten() {
+        let slots = Slots::new(None);
+        for number in 0..2 * HURRIED_FRAMES_MAX as u32 {
+            slots.promote(&[Digest::of(&number.to_le_bytes())], Why::Demand);
+        }
+        assert_eq!(slots.lock().hurried.len(), HURRIED_FRAMES_MAX);
     }
 
     #[tokio::test(start_paused = true)]
