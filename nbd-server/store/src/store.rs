@@ -262,4 +262,9 @@ impl Store {
         };
         (tiers, last)
     }
+
+    /// The tiers before an origin for what is to be kept on the disk and in memory only if somebody reads it meanwhile.
+    pub(crate) fn past_memory(&self, origin: Arc<OriginTier>, disk: Arc<DiskCache>) -> SingleFlight {
+        SingleFlight::shared(Arc::clone(&self.flights), Arc::new(DiskTier::new(disk, origin)))
+    }
 }

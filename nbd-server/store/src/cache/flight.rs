@@ -67,6 +67,11 @@ impl SingleFlight {
         self.flights.lock().contains_key(digest)
     }
 
+    /// Fetches frames for the background, and joins nobody.
+    pub(crate) fn alone(&self, wanted: Vec<Wanted>) -> Arrivals {
+        self.next.fetch(wanted, Why::Background)
+    }
+
     fn waiter(&self, sender: Sender, index: usize, wanted: Wanted, why: Why) -> Waiter {
         Waiter { sender, index, wanted, why, own: Arc::clone(&self.next) }
     }

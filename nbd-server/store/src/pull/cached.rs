@@ -10,11 +10,10 @@ use vmnetx_format::{Digest, layout_path, manifest_path, order_path};
 
 use super::walk::Walk;
 use super::{Progress, Pulled, blocking};
-use crate::cache::{Hold, Pin, Pinned, RECORD_OVERHEAD_BYTES, Record};
+use crate::cache::{Hold, Pin, Pinned, RECORD_OVERHEAD_BYTES, Record, SingleFlight};
 use crate::limits::{PULL_BATCH_BYTES, PULL_BATCHES_MAX};
-use crate::origin::OriginTier;
 use crate::package::{kept_name, verified};
-use crate::tier::{Found, Tier, Wanted, Why};
+use crate::tier::{Arrivals, Found, Source, Tier, Wanted, Why};
 use crate::{DiskCache, Error, Location, Package, Store};
 
 /// A pull under way.
@@ -143,6 +142,8 @@ impl Pull<'_> {
         });
         let (disk, progress) = (Arc::clone(&self.disk), Arc::clone(self.progress));
         let mut missing = blocking(move || {
+            // What others have fetched may wait to be written.
+            disk.flush();
             let is_missing = |frame: &Wanted| match disk.read(&frame.digest, false) {
                 Some((_, stored)) => {
                     progress.add(stored.len() as u64, false);
@@ -170,7 +171,8 @@ impl Pull<'_> {
                 batch.map_err(|_| Error::Closing)??;
             }
             let (origin, disk) = (Arc::clone(self.package.origin()), Arc::clone(&self.disk));
-            self.under_way.spawn(fetch(origin, disk, batch, Arc::clone(self.progress)));
+            let tier = self.store.past_memory(origin, Arc::clone(&disk));
+            self.under_way.spawn(fetch(tier, disk, batch, Arc::clone(self.progress)));
         }
         Ok(())
     }
@@ -202,22 +204,39 @@ impl Pull<'_> {
 
 /// Fetches frames and has them written.
 async fn fetch(
-    origin: Arc<OriginTier>,
+    tier: SingleFlight,
     disk: Arc<DiskCache>,
     batch: Vec<Wanted>,
     progress: Arc<Progress>,
 ) -> Result<(), Error> {
-    let wanted: Vec<(Digest, u32)> = batch.iter().map(|frame| (frame.digest, frame.plain_len)).collect();
-    let mut arrivals = origin.fetch(batch, Why::Background);
-    let mut records = Vec::with_capacity(wanted.len());
-    while let Some(arrival) = arrivals.next().await {
-        let Found { stored, .. } = arrival.result?;
-        let (Some(stored), Some(&(digest, plain_len))) = (stored, wanted.get(arrival.index)) else { continue };
-        progress.add(stored.len() as u64, true);
-        records.push(Record { digest, plain_len, stored });
-    }
-    let is_complete = records.len() == wanted.len();
+    let mut records = Vec::with_capacity(batch.len());
+    // Whom it has joined may have found a frame in memory, where it is not as it is stored.
+    let plain_alone = add_records(tier.fetch(batch.clone(), Why::Background), &batch, &mut records, &progress).await?;
+    let left = add_records(tier.alone(plain_alone.clone()), &plain_alone, &mut records, &progress).await?;
     let cannot_keep = disk.error(&"it does not keep all that was fetched; is the disk full?");
     let is_kept = blocking(move || disk.insert(records)).await?;
-    if is_kept && is_complete { Ok(()) } else { Err(cannot_keep) }
+    if is_kept && left.is_empty() { Ok(()) } else { Err(cannot_keep) }
+}
+
+/// Adds the frames of `batch` as they arrive; gives back those that come without their stored bytes.
+async fn add_records(
+    mut arrivals: Arrivals,
+    batch: &[Wanted],
+    records: &mut Vec<Record>,
+    progress: &Progress,
+) -> Result<Vec<Wanted>, Error> {
+    let mut left = Vec::new();
+    for _ in batch {
+        let arrival = arrivals.next().await.ok_or(Error::Closing)?;
+        let Found { stored, source, .. } = arrival.result?;
+        let wanted = batch.get(arrival.index).ok_or(Error::Closing)?;
+        match stored {
+            Some(stored) => {
+                progress.add(stored.len() as u64, source != Source::Disk);
+                records.push(Record { digest: wanted.digest, plain_len: wanted.plain_len, stored });
+            }
+            None => left.push(wanted.clone()),
+        }
+    }
+    Ok(left)
 }

@@ -355,3 +355,50 @@ async fn the_next_session_finds_in_memory_what_this_one_has_read() {
     drop((package, warm));
     drop(DiskCache::open_as_it_is(dir.path()));
 }
+
+/// A pull and those who read meanwhile wait for the same fetches.
+#[tokio::test]
+async fn nothing_is_fetched_by_a_pull_and_by_a_reader_beside_it() {
+    let source = Source::of(noise(3, 4 * MIB as usize));
+    let repository = Repository::of(&source);
+    let (open, gate) = tokio::sync::watch::channel(true);
+    let origin = BadServer::start(repository.root(), move |_| Answer::When(gate.clone())).await;
+    let dir = tempfile::tempdir().unwrap();
+    let store = store(dir.path(), 64 * MIB, false).await;
+    let package = Arc::new(store.package(&origin.location()).await.unwrap());
+    // The index, which then waits to be written.
+    let image = &package.disks()[0];
+    image.read(0, 1).await.unwrap();
+    open.send(false).unwrap();
+    let asked_anew = async |before: usize| {
+        while origin.ranges() == before {
+            tokio::time::sleep(std::time::Duration::from_millis(2)).await;
+        }
+    };
+    let before = origin.ranges();
+    let reader = tokio::spawn({
+        let image = Arc::clone(image);
+        async move { image.read(MIB, 2 * MIB).await.map(drop) }
+    });
+    within(20, asked_anew(before)).await;
+    let before = origin.ranges();
+    let progress = Arc::<Progress>::default();
+    let location = origin.location();
+    let pull = store.pull(&package, &location, &progress);
+    let opens = async {
+        asked_anew(before).await;
+        open.send(true).unwrap();
+    };
+    let (pulled, ()) = within(60, async { tokio::join!(pull, opens) }).await;
+    pulled.unwrap();
+    within(20, reader).await.unwrap().unwrap();
+    let asked = origin.log();
+    for chunk in &repository.chunks {
+        let place = &chunk.wanted.place;
+        let path = vmnetx_format::pack_path(&place.pack);
+        let holds = |range: &std::ops::Range<u64>| range.contains(&place.offset);
+        let crossings = asked.iter().filter(|asked| asked.path == path && asked.range.as_ref().is_some_and(holds));
+        assert_eq!(crossings.count(), 1, "the chunk at byte {}", place.offset);
+    }
+    expect_image(&package, 0, &source).await;
+}
