@@ -252,6 +252,12 @@ fn a_rehearsed_guest_finds_what_it_reads_already_fetched() {
     let bench = Bench::new("rehearsed", &["vmnetx.poweroff"]);
     let web = WebServer::start(&bench, 0);
     let repository = bench.path("repository");
+    // It shows itself to hosts as a run does, with what it is given for that.
+    let none = format!("127.0.0.1={}", bench.path("no-token").display());
+    let mut rehearse = bench.vmnetx(&["rehearse", &web.link(), repository.to_str().unwrap()]);
+    rehearse.args(["--accel", "tcg", "--token-file", &none]);
+    let (code, complaint) = failure(rehearse);
+    assert!(code > 0 && complaint.contains("no-token"), "{complaint}");
     let mut rehearse = bench.vmnetx(&["rehearse", &web.link(), repository.to_str().unwrap()]);
     rehearse.args(["--accel", "tcg", "--network", "isolated", "--json"]);
     let output = finish(rehearse);

@@ -60,7 +60,7 @@ pub(super) struct Args {
     /// Bytes of chunks to keep in memory.
     #[arg(long, value_name = "SIZE", default_value = "512M", value_parser = parse_size_bytes)]
     memory_cache: u64,
-    /// Bytes a second that clients' prefetching (CACHE) may fetch; without it, what the line gives while no reader waits.
+    /// Bytes a second that pulls and clients' prefetching (CACHE) may fetch of each package; without it, what the line gives while no reader waits.
     #[arg(long, value_name = "SIZE", value_parser = parse_rate_bytes_per_s)]
     background_rate: Option<u64>,
     /// Seconds for which a read is tried again when the origin fails, unless an attachment asks for others.

@@ -102,3 +102,34 @@ impl Drop for Work {
         self.0.recount(&state);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use vmnetx_store::{Options, Store};
+
+    use super::*;
+    use crate::HostOptions;
+
+    #[tokio::test]
+    async fn one_verification_at_a_time_keeps_the_disk_busy_and_the_server_there() {
+        let dir = tempfile::tempdir().unwrap();
+        let disk = Some((dir.path().to_owned(), 1 << 20));
+        let store = Store::open(Options { disk, ..Options::default() }).unwrap();
+        let host = Host::new(store, HostOptions::default()).unwrap();
+        let peer = Peer::new(0);
+        let other = Arc::clone(&host.0.verifying).try_acquire_owned().unwrap();
+        assert!(matches!(host.verify(peer), Err(Error::BeingVerified)));
+        drop(other);
+        let (_, work) = host.begin(peer).unwrap();
+        let mut unused = std::pin::pin!(host.until_unused(Some(Duration::ZERO)));
+        assert!(tokio::time::timeout(Duration::from_millis(50), &mut unused).await.is_err());
+        let mut verification = host.verify(peer).unwrap();
+        assert_eq!(verification.verified().await.unwrap().damaged, 0);
+        drop(work);
+        tokio::time::timeout(Duration::from_secs(20), unused).await.unwrap();
+        assert!(matches!(host.verify(peer), Err(Error::Draining)));
+        assert!(matches!(host.verify(Peer { uid: 65534, is_master: false }), Err(Error::Forbidden(_))));
+    }
+}
