@@ -6,6 +6,7 @@ use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
 use crate::certificates::Authority;
+use crate::publishing::{KEYS, push, serve_s3};
 use crate::support::{Ended, Served, Site, disk, free_port, said, talk, tool, vmnetx, wait_until};
 
 /// 4 MiB and a bit.
@@ -200,4 +201,22 @@ fn proxies_of_the_environment_are_passed() {
     let output = there.pull(&https, &trusting, &[("https_proxy", "socks5://127.0.0.1:9")]);
     assert_eq!(output.status.code(), Some(2), "{}", talk(&output));
     assert!(talk(&output).contains("https_proxy"), "{}", talk(&output));
+}
+
+/// Publishing into a bucket goes the same way.
+#[test]
+fn a_push_passes_the_proxy_too() {
+    let site = Site::empty();
+    fs::write(site.disk(), disk(BLOCKS)).unwrap();
+    site.build();
+    fs::create_dir_all(site.path("s3/vms")).unwrap();
+    let (_server, endpoint) = serve_s3("0.0.0.0", &site.path("s3"), &KEYS);
+    let proxy = Proxy::start(site.dir.path());
+    let mut push = push(&site.path("repository"), &endpoint);
+    let told =
+        said(push.arg("--allow-http").env("http_proxy", &proxy.url).env_remove("no_proxy").env_remove("NO_PROXY"));
+    assert!(told.contains("pushed    s3://vms/lab/vm.vmnetx, serial 1"), "{told}");
+    assert!(proxy.requests(&format!(": PUT {endpoint}/vms/lab/")) >= 4, "link, manifest, layout and a pack");
+    let told = talk(&push.env("http_proxy", proxy.url.replace("ann:secret@", "")).output().unwrap());
+    assert!(told.contains("407"), "{told}");
 }

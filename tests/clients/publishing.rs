@@ -1,10 +1,11 @@
 //! Ways of publishing that docs/publishing.md describes: nginx by its recipe, and a bucket of a real S3 server.
 
 use std::fs;
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpStream;
 use std::path::Path;
+use std::process::Command;
 
-use crate::support::{Ended, Served, Site, disk, said, tool, vmnetx, wait_until};
+use crate::support::{Ended, Served, Site, disk, free_port, said, tool, vmnetx, wait_until};
 
 /// The head of nginx's answer, in lower case.
 fn head(url: &str, words: &[&str]) -> String {
@@ -58,12 +59,9 @@ fn a_disk_is_read_from_a_bucket() {
     fs::write(site.disk(), &published).unwrap();
     site.build();
     fs::create_dir_all(site.path("s3/vms")).unwrap();
-    let (_private, pushing) = serve_s3(&site.path("s3"), &["--access-key", "AKID", "--secret-key", "hush"]);
-    let (_public, reading) = serve_s3(&site.path("s3"), &[]);
-    let mut push = vmnetx(&["pack", "push"]);
-    push.env("AWS_ACCESS_KEY_ID", "AKID").env("AWS_SECRET_ACCESS_KEY", "hush").env_remove("AWS_SESSION_TOKEN");
-    push.arg(site.path("repository")).args(["s3://vms/lab", "--endpoint", &pushing]);
-    let told = said(&mut push);
+    let (_private, pushing) = serve_s3("127.0.0.1", &site.path("s3"), &KEYS);
+    let (_public, reading) = serve_s3("127.0.0.1", &site.path("s3"), &[]);
+    let told = said(&mut push(&site.path("repository"), &pushing));
     assert!(told.contains("pushed    s3://vms/lab/vm.vmnetx, serial 1"), "{told}");
     let link = format!("{reading}/vms/lab/vm.vmnetx");
     said(&mut vmnetx(&["pack", "verify", &link]));
@@ -74,16 +72,26 @@ fn a_disk_is_read_from_a_bucket() {
     served.stop();
 }
 
-/// `s3s-fs` over the buckets in a folder, and its URL. Without keys it lets in everybody.
-fn serve_s3(folder: &Path, words: &[&str]) -> (Ended, String) {
+/// Pushes a repository into a bucket of the server at `endpoint`.
+pub(crate) fn push(repository: &Path, endpoint: &str) -> Command {
+    let mut push = vmnetx(&["pack", "push"]);
+    push.env("AWS_ACCESS_KEY_ID", "AKID").env("AWS_SECRET_ACCESS_KEY", "hush").env_remove("AWS_SESSION_TOKEN");
+    push.arg(repository).args(["s3://vms/lab", "--endpoint", endpoint]);
+    push
+}
+
+/// The keys of [`push`], as the server is told of them.
+pub(crate) const KEYS: [&str; 4] = ["--access-key", "AKID", "--secret-key", "hush"];
+
+/// `s3s-fs` at an address of this host over the buckets in a folder, and its URL. Without keys it lets in everybody.
+pub(crate) fn serve_s3(host: &str, folder: &Path, words: &[&str]) -> (Ended, String) {
     let program = concat!(env!("CARGO_MANIFEST_DIR"), "/target/tools/bin/s3s-fs");
-    // A port that was free a moment ago: the server cannot be asked which one it took.
-    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-    let mut command = tool(program, &["--host", "127.0.0.1", "--port", &port.to_string()]);
+    let port = free_port();
+    let mut command = tool(program, &["--host", host, "--port", &port.to_string()]);
     let child = command.args(words).arg(folder).env("RUST_LOG", "off").spawn();
     let server = Ended(child.expect("s3s-fs, which tests/setup installs"));
     wait_until("s3s-fs listens", || TcpStream::connect(("127.0.0.1", port)).is_ok());
-    (server, format!("http://127.0.0.1:{port}"))
+    (server, format!("http://{host}:{port}"))
 }
 
 /// What `pull --to` has made is a repository for readers and for publishers alike, and is pulled from again without its
