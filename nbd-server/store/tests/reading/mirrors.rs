@@ -228,7 +228,7 @@ async fn a_late_answer_of_the_only_server_is_overtaken_by_its_next() {
         source = source.with(number << 20, noise(number, 4096));
     }
     // Now and then one answer does not come; the next one does.
-    let stalls = |asked: &Asked| asked.range.is_some() && asked.before >= 45 && asked.before % 5 == 0;
+    let stalls = |asked: &Asked| asked.range.is_some() && asked.before >= 45 && asked.before.is_multiple_of(5);
     let behave = move |asked: &Asked| if stalls(asked) { Answer::Stall(0) } else { Answer::Good };
     let rig = open_each(source, vec![Box::new(behave)], 64 << 20).await.unwrap();
     let mut fastest = Duration::MAX;
