@@ -31,8 +31,10 @@ impl Qemu {
         command.arg("-qmp").arg(format!("unix:{},server=on,wait=off", qmp.display()));
         // It waits for us, so that nothing that the guest says is lost.
         command.arg("-serial").arg(format!("unix:{},server=on,wait=on", serial.display()));
-        let child = command.stdin(Stdio::null()).spawn().unwrap();
-        Self { child, serial: Serial::new(connect(&serial)), qmp: Qmp::new(connect(&qmp)) }
+        let mut child = command.stdin(Stdio::null()).spawn().unwrap();
+        let mut running = || assert!(child.try_wait().unwrap().is_none(), "QEMU has ended");
+        let (serial, qmp) = (connect(&serial, &mut running), connect(&qmp, &mut running));
+        Self { child, serial: Serial::new(serial), qmp: Qmp::new(qmp) }
     }
 
     /// Waits for its end.
@@ -48,14 +50,15 @@ impl Drop for Qemu {
     }
 }
 
-/// Connects to a socket as soon as somebody listens there.
-pub(crate) fn connect(path: &Path) -> UnixStream {
+/// Connects to a socket as soon as somebody listens there, whom `running` looks after.
+pub(crate) fn connect(path: &Path, mut running: impl FnMut()) -> UnixStream {
     let started = Instant::now();
     loop {
         match UnixStream::connect(path) {
             Ok(stream) => return stream,
             Err(error) => assert!(started.elapsed() < DEADLINE, "nobody listens at {}: {error}", path.display()),
         }
+        running();
         std::thread::sleep(Duration::from_millis(20));
     }
 }

@@ -20,7 +20,7 @@ const SENT_FIRST: usize = 50;
 
 /// Resumes a guest to its end; how many pages it asked for before it ticked.
 pub(crate) fn serve(socket: &Path, saved: &Saved, serial: &Serial) -> usize {
-    let mut stream = connect(socket);
+    let mut stream = connect(socket, || ());
     let messages = listen(stream.try_clone().unwrap(), ReturnPath::new(saved.blocks.clone()));
     let answer = || messages.recv_timeout(DEADLINE).expect("QEMU answers");
 
