@@ -50,6 +50,17 @@ fn a_head_is_read_as_it_was_written_and_the_stream_follows() {
 }
 
 #[test]
+fn a_head_has_the_lengths_that_libvirt_9_gives_it() {
+    let SaveFile { xml, cookie, .. } = sample();
+    let (xml_bytes, cookie_bytes) = (xml.len() as u32 + 1, cookie.unwrap().len() as u32 + 1);
+    let expected = [2, xml_bytes + cookie_bytes + 65536, 1, 5, xml_bytes];
+    let bytes = sample().encode().unwrap();
+    let words: Vec<u32> = bytes[16..36].chunks(4).map(|word| u32::from_ne_bytes(word.try_into().unwrap())).collect();
+    assert_eq!(words, expected);
+    assert_eq!(bytes.len() as u32, 92 + expected[1]);
+}
+
+#[test]
 fn other_byte_orders_and_the_first_version_are_read() {
     let xml = b"<domain/>\0\0\0";
     let file = SaveFile::read(&mut &words(&[2, 12, 0, 4, 0], xml)[..]).unwrap();
