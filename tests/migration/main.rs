@@ -69,12 +69,12 @@ const Q35: Hardware = Hardware {
 };
 
 #[test]
-fn a_guest_on_i440fx_goes_on_in_all_three_ways() {
+fn a_guest_on_i440fx_goes_on_in_every_way() {
     Bench::new(&I440FX).saves_and_resumes();
 }
 
 #[test]
-fn a_guest_with_four_cpus_on_q35_goes_on_in_all_three_ways() {
+fn a_guest_with_four_cpus_on_q35_goes_on_in_every_way() {
     Bench::new(&Q35).saves_and_resumes();
 }
 
@@ -91,7 +91,7 @@ impl Bench {
 
     fn saves_and_resumes(&self) {
         let (saved, before) = self.save();
-        for resume in [Self::stream, Self::lazy, Self::mapped] {
+        for resume in [Self::stream, Self::lazy, Self::preempting, Self::mapped] {
             let mut guest = resume(self, &saved);
             guest
                 .serial
@@ -128,11 +128,23 @@ impl Bench {
 
     /// We are the source: the guest runs, and asks for its pages.
     fn lazy(&self, saved: &Saved) -> Guest {
-        let socket = self.path("source");
-        let mut guest = Guest::new(self.start("lazy", &["-incoming", "defer"]));
+        self.postcopy(saved, "lazy", false)
+    }
+
+    /// The same with a second connection for the pages that it asks for.
+    fn preempting(&self, saved: &Saved) -> Guest {
+        self.postcopy(saved, "preempting", true)
+    }
+
+    fn postcopy(&self, saved: &Saved, name: &str, preempt: bool) -> Guest {
+        let socket = self.path(&format!("{name}.source"));
+        let mut guest = Guest::new(self.start(name, &["-incoming", "defer"]));
         guest.qemu.qmp.enable(&["postcopy-ram", "events"]);
+        if preempt {
+            guest.qemu.qmp.enable(&["postcopy-preempt"]);
+        }
         guest.qemu.qmp.execute("migrate-incoming", &json!({ "uri": format!("unix:{}", socket.display()) }));
-        let requests = source::serve(&socket, saved, &guest.serial);
+        let requests = source::serve(&socket, saved, &guest.serial, preempt);
         assert!(requests > 50, "a guest that has {requests} pages asked for does not run lazily");
         guest.qemu.qmp.wait_for_migration();
         guest

@@ -8,7 +8,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::{Duration, Instant};
 
 use vmnetx_format::migration::{
-    PAGE_BYTES, PageAt, PageRange, PostcopyActive, PostcopySetup, ReturnMessage, ReturnPath, StreamWriter,
+    PAGE_BYTES, PageAt, PageRange, PostcopyActive, PostcopySetup, ReturnMessage, ReturnPath, StreamWriter, UrgentWriter,
 };
 
 use crate::guest::last_tick;
@@ -18,9 +18,11 @@ use crate::saved::Saved;
 /// Every so many pages one is sent before the guest runs, so that the missing ones are many ranges.
 const SENT_FIRST: usize = 50;
 
-/// Resumes a guest to its end; how many pages it asked for before it ticked.
-pub(crate) fn serve(socket: &Path, saved: &Saved, serial: &Serial) -> usize {
+/// Resumes a guest to its end; how many pages it asked for before it ticked. With `preempt`, they have a connection of
+/// their own.
+pub(crate) fn serve(socket: &Path, saved: &Saved, serial: &Serial, preempt: bool) -> usize {
     let mut stream = connect(socket, || ());
+    let second = preempt.then(|| connect(socket, || ()));
     let messages = listen(stream.try_clone().unwrap(), ReturnPath::new(saved.blocks.clone()));
     let answer = || messages.recv_timeout(DEADLINE).expect("QEMU answers");
 
@@ -38,7 +40,8 @@ pub(crate) fn serve(socket: &Path, saved: &Saved, serial: &Serial) -> usize {
     let active = setup.run(ranges(&missing), &saved.device_state, &mut out).unwrap();
     stream.write_all(&out).unwrap();
 
-    let mut source = Source { stream, saved, writer: active, missing };
+    let urgent = second.map(|second| (second, active.urgent()));
+    let mut source = Source { stream, urgent, saved, writer: active, missing };
     let requests = source.answer_until_tick(&messages, serial);
     source.push_rest(&messages);
     loop {
@@ -52,6 +55,7 @@ pub(crate) fn serve(socket: &Path, saved: &Saved, serial: &Serial) -> usize {
 
 struct Source<'a> {
     stream: UnixStream,
+    urgent: Option<(UnixStream, UrgentWriter)>,
     saved: &'a Saved,
     writer: StreamWriter<PostcopyActive>,
     missing: BTreeSet<PageAt>,
@@ -67,7 +71,7 @@ impl Source<'_> {
             match messages.recv_timeout(Duration::from_millis(20)) {
                 Ok(ReturnMessage::Pages(range)) => {
                     requests += 1;
-                    self.send(range);
+                    self.send_requested(range);
                 }
                 Ok(ReturnMessage::Pong(StreamWriter::PING_LOADED)) => loaded = true,
                 Err(RecvTimeoutError::Timeout) => {}
@@ -82,10 +86,15 @@ impl Source<'_> {
     fn push_rest(mut self, messages: &Receiver<ReturnMessage>) {
         while let Some(PageAt { block, offset_bytes }) = self.missing.first().copied() {
             while let Ok(ReturnMessage::Pages(range)) = messages.try_recv() {
-                self.send(range);
+                self.send_requested(range);
             }
             let length_bytes = (64 * PAGE_BYTES as u64).min(self.saved.blocks[block].size_bytes - offset_bytes);
             self.send(PageRange { block, start_bytes: offset_bytes, length_bytes });
+        }
+        if let Some((mut stream, writer)) = self.urgent {
+            let mut out = Vec::new();
+            writer.finish(&mut out);
+            stream.write_all(&out).unwrap();
         }
         let mut out = Vec::new();
         self.writer.finish(&mut out);
@@ -93,17 +102,32 @@ impl Source<'_> {
     }
 
     /// Sends those of these pages that were not sent.
-    fn send(&mut self, PageRange { block, start_bytes, length_bytes }: PageRange) {
+    fn send(&mut self, range: PageRange) {
         let mut out = Vec::new();
-        for offset_bytes in (start_bytes..start_bytes + length_bytes).step_by(PAGE_BYTES) {
-            let at = PageAt { block, offset_bytes };
-            if self.missing.remove(&at) {
-                self.saved.put(&mut self.writer, at, &mut out);
-            }
+        for at in pages_of(range).filter(|at| self.missing.remove(at)) {
+            self.saved.put(&mut self.writer, at, &mut out);
         }
         self.writer.end_section(&mut out);
         self.stream.write_all(&out).unwrap();
     }
+
+    /// The same for pages that were asked for.
+    fn send_requested(&mut self, range: PageRange) {
+        let Some((stream, writer)) = &mut self.urgent else { return self.send(range) };
+        let mut out = Vec::new();
+        for at in pages_of(range).filter(|at| self.missing.remove(at)) {
+            match &self.saved.pages[&at] {
+                Some(bytes) => writer.page(at, bytes, &mut out).unwrap(),
+                None => writer.zero_page(at, &mut out).unwrap(),
+            }
+        }
+        stream.write_all(&out).unwrap();
+    }
+}
+
+fn pages_of(PageRange { block, start_bytes, length_bytes }: PageRange) -> impl Iterator<Item = PageAt> {
+    let offsets = (start_bytes..start_bytes + length_bytes).step_by(PAGE_BYTES);
+    offsets.map(move |offset_bytes| PageAt { block, offset_bytes })
 }
 
 /// Pages as ranges.

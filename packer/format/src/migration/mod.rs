@@ -29,7 +29,7 @@ pub use block::{Block, PageAt, PageRange};
 pub use configuration::Configuration;
 pub use device_state::{Device, DeviceState};
 pub use error::{ReturnPathError, SaveFileError, StreamError, Unsupported, WriteError};
-pub use postcopy::{PostcopyActive, PostcopySetup};
+pub use postcopy::{PostcopyActive, PostcopySetup, UrgentWriter};
 pub use reader::{Page, StreamReader};
 pub use return_path::{ReturnMessage, ReturnPath};
 pub use save_file::{Compression, SaveFile};

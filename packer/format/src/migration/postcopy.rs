@@ -8,15 +8,27 @@
 //!   page, zero_page                      each missing page once, those asked for first
 //! finish                                 when no page is missing
 //! ```
+//!
+//! A target with the capability `postcopy-preempt` takes pages on a second connection too, which [`UrgentWriter`] writes to: what
+//! was asked for need not queue behind what is pushed.
 
 use super::PAGE_BYTES;
-use super::block::{Block, PageRange, check};
+use super::block::{Block, PageAt, PageRange, check};
 use super::configuration::Configuration;
 use super::device_state::DeviceState;
 use super::error::WriteError;
-use super::wire::{command, part, put_command, put_name, put_u64};
-use super::writer::StreamWriter;
+use super::wire::{command, flag, part, put_command, put_name, put_u64};
+use super::writer::{StreamWriter, name_of, put_record};
 use crate::limits::{COMMAND_BYTES_MAX, DISCARD_RANGES_MAX, RAM_BLOCK_NAME_BYTES_MAX};
+
+/// Writes pages to the second connection of a postcopy migration whose target has the capability `postcopy-preempt`: the
+/// target's socket is connected to a second time before the first connection is written to, and pages may be sent there from
+/// [`StreamWriter::run`] on. A page goes over one of both.
+#[derive(Debug)]
+pub struct UrgentWriter {
+    blocks: Vec<Block>,
+    last_block: Option<usize>,
+}
 
 /// A postcopy migration before its guest runs.
 #[derive(Debug, Clone, Copy)]
@@ -107,10 +119,43 @@ impl StreamWriter<PostcopySetup> {
 }
 
 impl StreamWriter<PostcopyActive> {
+    /// The writer for this migration's second connection.
+    #[must_use]
+    pub fn urgent(&self) -> UrgentWriter {
+        UrgentWriter { blocks: self.blocks().to_vec(), last_block: None }
+    }
+
     /// Ends the migration, after every missing page has been appended.
     pub fn finish(mut self, out: &mut Vec<u8>) {
         self.end_of_ram(out);
         out.push(part::EOF);
+    }
+}
+
+impl UrgentWriter {
+    /// Appends a page.
+    ///
+    /// # Errors
+    /// [`WriteError::NoPages`] when the VM has no such page.
+    pub fn page(&mut self, at: PageAt, bytes: &[u8; PAGE_BYTES], out: &mut Vec<u8>) -> Result<(), WriteError> {
+        put_record(name_of(&self.blocks, at)?, at, flag::PAGE, &mut self.last_block, out);
+        out.extend(bytes);
+        Ok(())
+    }
+
+    /// Appends a page of zeros.
+    ///
+    /// # Errors
+    /// [`WriteError::NoPages`] when the VM has no such page.
+    pub fn zero_page(&mut self, at: PageAt, out: &mut Vec<u8>) -> Result<(), WriteError> {
+        put_record(name_of(&self.blocks, at)?, at, flag::ZERO, &mut self.last_block, out);
+        out.push(0);
+        Ok(())
+    }
+
+    /// Ends the pages of this connection; the first connection is ended after it.
+    pub fn finish(self, out: &mut Vec<u8>) {
+        put_u64(out, flag::EOS);
     }
 }
 

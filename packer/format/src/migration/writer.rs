@@ -121,22 +121,31 @@ impl<Phase> StreamWriter<Phase> {
 
     /// Appends a page's record up to its bytes.
     fn record(&mut self, at: PageAt, kind: u64, out: &mut Vec<u8>) -> Result<(), WriteError> {
-        let PageAt { block, offset_bytes } = at;
-        let length_bytes = PAGE_BYTES as u64;
-        let no_page = WriteError::NoPages { block, start_bytes: offset_bytes, length_bytes };
-        let Block { name, .. } = self.blocks.get(block).filter(|block| block.has_page(offset_bytes)).ok_or(no_page)?;
+        let name = name_of(&self.blocks, at)?;
         if self.open.is_none() {
             put_section(out, part::SECTION_PART);
         }
-        if self.open == Some(block) {
-            put_u64(out, offset_bytes | kind | flag::CONTINUE);
-        } else {
-            put_u64(out, offset_bytes | kind);
-            put_name(out, name);
-        }
-        self.open = Some(block);
+        put_record(name, at, kind, &mut self.open, out);
         Ok(())
     }
+}
+
+/// The name of the block that has this page.
+pub(super) fn name_of(blocks: &[Block], at: PageAt) -> Result<&str, WriteError> {
+    let PageAt { block, offset_bytes } = at;
+    let no_page = WriteError::NoPages { block, start_bytes: offset_bytes, length_bytes: PAGE_BYTES as u64 };
+    blocks.get(block).filter(|known| known.has_page(offset_bytes)).map(|known| known.name.as_str()).ok_or(no_page)
+}
+
+/// Appends a page's record up to its bytes; its block is named unless the last record was of the same one.
+pub(super) fn put_record(name: &str, at: PageAt, kind: u64, last_block: &mut Option<usize>, out: &mut Vec<u8>) {
+    if *last_block == Some(at.block) {
+        put_u64(out, at.offset_bytes | kind | flag::CONTINUE);
+    } else {
+        put_u64(out, at.offset_bytes | kind);
+        put_name(out, name);
+    }
+    *last_block = Some(at.block);
 }
 
 fn put_section(out: &mut Vec<u8>, kind: u8) {

@@ -100,6 +100,26 @@ fn pages_are_records_that_name_their_block_where_a_section_begins() {
 }
 
 #[test]
+fn the_second_connection_has_records_alone() {
+    let vm = Vm::small();
+    let active = start(&vm).0.run([range(0, 0, 1)], &vm.device_state, &mut Vec::new()).unwrap();
+    let mut urgent = active.urgent();
+    let mut out = Vec::new();
+    urgent.page(at(2, 1), &[7; PAGE_BYTES], &mut out).unwrap();
+    urgent.zero_page(at(2, 0), &mut out).unwrap();
+    urgent.zero_page(at(0, 0), &mut out).unwrap();
+    assert!(matches!(urgent.zero_page(at(1, 1), &mut out), Err(WriteError::NoPages { .. })));
+    urgent.finish(&mut out);
+    let expected: [&[u8]; 4] = [
+        b"\0\0\0\0\0\0\x10\x08\x08vga.vram",
+        &[7; PAGE_BYTES],
+        b"\0\0\0\0\0\0\0\x22\0\0\0\0\0\0\0\0\x02\x06pc.ram\0",
+        b"\0\0\0\0\0\0\0\x10",
+    ];
+    assert_eq!(out, expected.concat());
+}
+
+#[test]
 fn more_ranges_than_one_command_tells_are_told_by_several() {
     let mut vm = Vm::small();
     let pages = 2 * DISCARD_RANGES_MAX as u64 + 1;
