@@ -165,13 +165,15 @@ impl<R: Read> StreamReader<R> {
 
     /// Why flags that are none of this stream's were set.
     fn refuse_flags(&self, flags: u64) -> StreamError {
-        let has = |bit| flags & bit != 0;
-        match () {
-            () if has(flag::MULTIFD_FLUSH) => Unsupported::Multifd.into(),
-            () if has(flag::COMPRESS_PAGE) => Unsupported::Compress.into(),
-            () if has(flag::XBZRLE) => Unsupported::Xbzrle.into(),
-            () if has(flag::HOOK) => Unsupported::Rdma.into(),
-            () => self.input.damaged(format!("a record of RAM has the flags {flags:#05x}")),
+        let named = [
+            (flag::MULTIFD_FLUSH, Unsupported::Multifd),
+            (flag::COMPRESS_PAGE, Unsupported::Compress),
+            (flag::XBZRLE, Unsupported::Xbzrle),
+            (flag::HOOK, Unsupported::Rdma),
+        ];
+        match named.into_iter().find(|(bit, _)| flags & bit != 0) {
+            Some((_, unsupported)) => unsupported.into(),
+            None => self.input.damaged(format!("a record of RAM has the flags {flags:#05x}")),
         }
     }
 
