@@ -143,7 +143,6 @@ async fn boot(args: &Args, lease: &Lease, shutdown: &CancellationToken) -> Resul
         version: attached.version,
         disks: disks(&manifest, attached),
         machine: manifest.machine,
-        incoming: None,
         accel: accel(args.accel),
         display: Display::None,
         network: network(args.network),

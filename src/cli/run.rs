@@ -242,7 +242,6 @@ fn spec(
         name: args.name.clone().unwrap_or_else(|| attached.name.clone()),
         version: attached.version,
         disks,
-        incoming: None,
         accel: accel(args.accel),
         display,
         network: network(args.network),

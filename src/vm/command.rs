@@ -39,8 +39,6 @@ pub(super) struct Facts<'a> {
     pub(super) monitor: &'a Path,
     /// The socket on which we wait for the serial port, if anyone listens to it.
     pub(super) serial: Option<&'a Path>,
-    /// Whether it waits for a saved VM.
-    pub(super) waits: bool,
     /// Where VNC listens, if it does.
     pub(super) vnc: &'a Path,
     /// In the order of the package.
@@ -80,9 +78,6 @@ pub(super) fn arguments(machine: &Machine, facts: &Facts<'_>) -> Result<Vec<OsSt
         },
     );
     line.option("-boot", "strict=on");
-    if facts.waits {
-        line.option("-incoming", "defer");
-    }
     line.option("-chardev", format!("socket,id=monitor,path={}", doubled(facts.monitor)?));
     line.option("-mon", "chardev=monitor,mode=control");
     add_display(&mut line, facts)?;

@@ -110,12 +110,6 @@ pub enum Error {
         /// The last that it said.
         words: String,
     },
-    /// QEMU cannot load the saved VM.
-    #[error("QEMU cannot take the saved VM: {why}")]
-    Incoming {
-        /// QEMU's words.
-        why: String,
-    },
     /// QEMU did not come up.
     #[error("QEMU did not answer within {} s of its start: {words}", START_DEADLINE.as_secs())]
     StartTimeout {

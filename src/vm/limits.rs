@@ -12,9 +12,6 @@ pub(super) const START_DEADLINE: Duration = Duration::from_secs(60);
 /// For the answer to one QMP command.
 pub(super) const QMP_REPLY_DEADLINE: Duration = Duration::from_secs(10);
 
-/// Between two looks at whether a guest runs whose state is loaded.
-pub(super) const INCOMING_LOOK: Duration = Duration::from_millis(5);
-
 /// Bytes of one message from QEMU's monitor.
 pub(super) const QMP_LINE_BYTES_MAX: usize = 1 << 20;
 

@@ -33,7 +33,6 @@ mod accel;
 mod command;
 mod display;
 mod error;
-mod incoming;
 mod limits;
 mod overlay;
 mod process;
@@ -46,7 +45,6 @@ pub use accel::Accel;
 pub use command::Network;
 pub use display::{Display, DisplayChoice};
 pub use error::Error;
-pub use incoming::Incoming;
 pub use process::Programs;
 pub use qmp::QmpError;
 pub use run_dir::RunDir;
@@ -69,8 +67,6 @@ pub struct Spec {
     pub version: Digest,
     /// The package's disks, in its order.
     pub disks: Vec<DiskSpec>,
-    /// The saved VM that is loaded; nothing for one that boots.
-    pub incoming: Option<Incoming>,
     /// What runs the guest's instructions.
     pub accel: Accel,
     /// Where the screen is shown.
@@ -211,22 +207,14 @@ async fn start(spec: Spec, prepared: Prepared, shutdown: &CancellationToken) -> 
         network: spec.network,
         monitor: &monitor_path,
         serial: serial.as_ref().map(|(_, path)| path.as_path()),
-        waits: spec.incoming.is_some(),
         vnc: &spec.run_dir.socket("vnc")?,
         disks: &prepared.disks,
     };
     let arguments = command::arguments(&spec.machine, &facts)?;
     tracing::debug!(?arguments, "start {}", spec.programs.qemu.display());
     let mut process = Process::spawn(&spec.programs, &spec.programs.qemu, &arguments).await?;
-    let coming_up = async {
-        let listener = serial.as_ref().map(|(listener, _)| listener);
-        let (mut qmp, serial) = connect(&mut process, &monitor, listener).await?;
-        if let Some(incoming) = spec.incoming {
-            incoming.load(&mut process, &mut qmp).await?;
-        }
-        Ok((qmp, serial))
-    };
-    let (qmp, serial) = match shutdown.run_until_cancelled(coming_up).await {
+    let connecting = connect(&mut process, &monitor, serial.as_ref().map(|(listener, _)| listener));
+    let (qmp, serial) = match shutdown.run_until_cancelled(connecting).await {
         Some(Ok(connected)) => connected,
         // Nothing may go on when this returns, so the end is waited for.
         Some(Err(error)) => return process.kill().await.and(Err(error)),

@@ -5,15 +5,12 @@
 //! Protocol: QEMU's `docs/interop/qmp-spec.txt`; events: `qapi/run-state.json` and `qapi/block-core.json`.
 
 use std::collections::VecDeque;
-use std::io::{self, IoSlice};
-use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, OwnedFd};
+use std::io;
 
 use bytes::BytesMut;
-use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use serde::Deserialize;
 use serde_json::{Value, json};
-use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 
 use super::limits::{QMP_EVENTS_MAX, QMP_LINE_BYTES_MAX, QMP_REPLY_DEADLINE, QMP_WORDS_CHARS_MAX};
@@ -57,21 +54,6 @@ pub(super) enum Event {
     Resume,
     /// A disk failed a request.
     BlockIoError(BlockIoError),
-    /// An incoming migration has come to another step.
-    Migration(Migration),
-    /// Any other.
-    Other,
-}
-
-/// A step of an incoming migration, as far as it matters here.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Migration {
-    /// The devices' state is there, and the guest runs while its pages come.
-    Postcopy,
-    /// All is there.
-    Completed,
-    /// It will not be.
-    Failed,
     /// Any other.
     Other,
 }
@@ -107,8 +89,6 @@ pub(super) enum Status {
     Running,
     /// It stands still because a disk failed.
     IoError,
-    /// It stands still because somebody wished it, and goes on when told to.
-    Paused,
     /// It stands still for another reason.
     Other,
 }
@@ -159,7 +139,6 @@ impl Qmp {
         Ok(match status.get("status").and_then(Value::as_str) {
             Some("running") => Status::Running,
             Some("io-error") => Status::IoError,
-            Some("paused" | "prelaunch") => Status::Paused,
             Some(_) => Status::Other,
             None => return Err(QmpError::Protocol("a status without its name")),
         })
@@ -186,39 +165,15 @@ impl Qmp {
         }
     }
 
-    /// Gives a command with its arguments.
-    pub(super) async fn execute_with(&mut self, command: &'static str, arguments: Value) -> Result<Value, QmpError> {
-        self.last_id += 1;
-        let request = json!({ "execute": command, "arguments": arguments, "id": self.last_id });
-        self.answer(command, request, None).await
-    }
-
-    /// Gives QEMU a descriptor, which it then knows by this name.
-    pub(super) async fn send_fd(&mut self, name: &str, fd: OwnedFd) -> Result<(), QmpError> {
-        self.last_id += 1;
-        let request = json!({ "execute": "getfd", "arguments": { "fdname": name }, "id": self.last_id });
-        self.answer("getfd", request, Some(fd)).await.map(drop)
-    }
-
     async fn execute(&mut self, command: &'static str) -> Result<Value, QmpError> {
-        self.last_id += 1;
-        let request = json!({ "execute": command, "id": self.last_id });
-        self.answer(command, request, None).await
-    }
-
-    async fn answer(&mut self, command: &'static str, request: Value, fd: Option<OwnedFd>) -> Result<Value, QmpError> {
-        let answer = tokio::time::timeout(QMP_REPLY_DEADLINE, self.ask(command, request, fd)).await;
+        let answer = tokio::time::timeout(QMP_REPLY_DEADLINE, self.ask(command)).await;
         answer.map_err(|_| QmpError::Late { command })?
     }
 
-    async fn ask(&mut self, command: &'static str, request: Value, fd: Option<OwnedFd>) -> Result<Value, QmpError> {
-        let request = request.to_string() + "\n";
-        let mut rest = request.as_bytes();
-        if let Some(fd) = fd {
-            // It goes with the first byte.
-            rest = self.send_with_fd(rest, &fd).await?;
-        }
-        self.stream.write_all(rest).await.map_err(QmpError::Socket)?;
+    async fn ask(&mut self, command: &'static str) -> Result<Value, QmpError> {
+        self.last_id += 1;
+        let request = json!({ "execute": command, "id": self.last_id }).to_string() + "\n";
+        self.stream.write_all(request.as_bytes()).await.map_err(QmpError::Socket)?;
         loop {
             let message = self.message().await?;
             if message.id == Some(self.last_id) {
@@ -231,21 +186,6 @@ impl Qmp {
             // The late answer to a command that was given up has an earlier id; it is dropped here.
             self.keep_event(message)?;
         }
-    }
-
-    /// Sends bytes with a descriptor beside them; gives what was not sent of them.
-    async fn send_with_fd<'b>(&self, bytes: &'b [u8], fd: &OwnedFd) -> Result<&'b [u8], QmpError> {
-        let fds = [fd.as_fd()];
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-        let mut beside = SendAncillaryBuffer::new(&mut space);
-        if !beside.push(SendAncillaryMessage::ScmRights(&fds)) {
-            return Err(QmpError::Socket(io::ErrorKind::OutOfMemory.into()));
-        }
-        let sent = self.stream.async_io(Interest::WRITABLE, || {
-            sendmsg(&self.stream, &[IoSlice::new(bytes)], &mut beside, SendFlags::empty()).map_err(io::Error::from)
-        });
-        let sent = sent.await.map_err(QmpError::Socket)?;
-        Ok(bytes.get(sent..).unwrap_or_default())
     }
 
     fn keep_event(&mut self, message: Message) -> Result<(), QmpError> {
@@ -294,12 +234,6 @@ impl Event {
                 Some("host-ui") => ShutdownReason::Window,
                 _ if flag("guest") => ShutdownReason::Guest,
                 _ => ShutdownReason::Host,
-            }),
-            "MIGRATION" => Self::Migration(match text("status") {
-                Some("postcopy-active") => Migration::Postcopy,
-                Some("completed") => Migration::Completed,
-                Some("failed" | "cancelled") => Migration::Failed,
-                _ => Migration::Other,
             }),
             "STOP" => Self::Stop,
             "RESUME" => Self::Resume,

@@ -65,7 +65,6 @@ impl Bench {
                 size_bytes: (1 << 20) + 100,
                 persist: None,
             }],
-            incoming: None,
             accel: Accel::Tcg,
             display: Display::None,
             network: Network::User,

@@ -70,7 +70,7 @@ impl<'a> Vm<'a> {
                 Some(Ok(Event::Shutdown(reason))) => return self.ended(reason).await,
                 Some(Ok(Event::BlockIoError(error))) => self.failed = Some(error),
                 Some(Ok(Event::Stop)) => self.stopped().await?,
-                Some(Ok(Event::Resume | Event::Migration(_) | Event::Other)) => {}
+                Some(Ok(Event::Resume | Event::Other)) => {}
                 Some(Err(QmpError::Closed)) => return Err(self.process.died().await),
                 Some(Err(error)) => return Err(error.into()),
                 None => self.alarm().await?,

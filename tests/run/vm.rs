@@ -43,7 +43,6 @@ impl Bench {
                 size_bytes: fs::metadata(&self.image).unwrap().len(),
                 persist: None,
             }],
-            incoming: None,
             accel: Accel::Tcg,
             display: Display::None,
             network: Network::Isolated,

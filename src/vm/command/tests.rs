@@ -28,7 +28,6 @@ fn line(machine: &Machine, change: impl FnOnce(&mut Facts<'_>), disks: &[DiskFac
         network: Network::User,
         monitor: Path::new("/run/monitor"),
         serial: None,
-        waits: false,
         vnc: Path::new("/run/vnc"),
         disks,
     };
