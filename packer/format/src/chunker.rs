@@ -108,9 +108,6 @@ impl Chunker {
     /// What disks are cut by unless the publisher says otherwise: 4, then one block in 8, at most 32.
     pub const DISK: Self = Self { min_blocks: 4, cut_blocks: 8, max_blocks: 32 };
 
-    /// What RAM is cut by; `docs/decisions/` has the measurement.
-    pub const RAM: Self = Self { min_blocks: 4, cut_blocks: 8, max_blocks: 32 };
-
     /// Takes the shortest length, the spacing of cuts after it (a power of two) and the longest length.
     ///
     /// # Errors

@@ -1,5 +1,7 @@
 //! The largest sizes and counts that a reader of the format accepts.
 
+use crate::manifest::RAM_IMAGE_PREFIX;
+
 /// Blocks that a leaf of the trees covers: 16 MiB of an image. No chunk crosses a leaf's end.
 pub const LEAF_BLOCKS: u32 = 4096;
 
@@ -89,7 +91,7 @@ pub const RAM_BLOCKS_MAX: usize = 256;
 pub const IMAGES_MAX: u32 = (DISKS_MAX + RAM_BLOCKS_MAX + 1) as u32;
 
 /// Bytes of an image's name: a disk's, or a RAM block's with its prefix.
-pub const IMAGE_NAME_BYTES_MAX: usize = RAM_BLOCK_NAME_BYTES_MAX + 8;
+pub const IMAGE_NAME_BYTES_MAX: usize = RAM_IMAGE_PREFIX.len() + RAM_BLOCK_NAME_BYTES_MAX;
 
 /// Bytes of a RAM block's name, as QEMU limits it (`RAMBlock.idstr`).
 pub const RAM_BLOCK_NAME_BYTES_MAX: usize = 255;

@@ -108,7 +108,7 @@ pub struct ManifestImage<'a> {
 }
 
 /// What the names of RAM blocks as images begin with; disks have no `:` in theirs.
-const RAM_IMAGE_PREFIX: &str = "ram:";
+pub(crate) const RAM_IMAGE_PREFIX: &str = "ram:";
 
 /// The name of the device state as an image.
 pub const DEVICE_STATE_IMAGE: &str = "vm:device-state";

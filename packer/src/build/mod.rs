@@ -161,7 +161,8 @@ fn publish_inputs(
         Some(file) => {
             let saved = SavedMemory::read(file, &machine, publisher, progress)?;
             let (head, saved) = saved.into_images();
-            images.extend(saved.into_iter().map(|(name, source)| Input { name, source, chunker: Chunker::RAM }));
+            // As disks are: what a guest has read of them lies in its RAM once more.
+            images.extend(saved.into_iter().map(|(name, source)| Input { name, source, chunker: Chunker::DISK }));
             // Reading it was told of already.
             let read_bytes = head.report.ram_bytes;
             (Some(head), read_bytes)
@@ -174,7 +175,7 @@ fn publish_inputs(
         }
     }
     progress.total(total);
-    let job = Job { publisher, disks: &images, level: options.level, progress };
+    let job = Job { publisher, images: &images, level: options.level, progress };
     let built = pipeline::run(&job, known)?;
     let manifest = manifest(machine, names, memory.as_ref(), &images, &built)?;
     let orders = lay_orders(publisher, options, before.as_ref(), &manifest, &built, progress)?;

@@ -1,4 +1,4 @@
-//! Reads disks, cuts them into chunks, compresses the new ones and writes them, all at the same time.
+//! Reads images, cuts them into chunks, compresses the new ones and writes them, all at the same time.
 //!
 //! ```text
 //! reader thread    reads the data of one leaf's span after the other into a free buffer
@@ -33,13 +33,13 @@ use crate::{Error, Progress};
 /// What the pipeline needs to know.
 pub(super) struct Job<'a> {
     pub(super) publisher: &'a Publisher,
-    pub(super) disks: &'a [Input],
+    pub(super) images: &'a [Input],
     /// zstd level.
     pub(super) level: i32,
     pub(super) progress: &'a dyn Progress,
 }
 
-/// A disk that is read.
+/// An image that is read.
 pub(super) struct Input {
     /// What it is called, to be told.
     pub(super) name: String,
@@ -49,7 +49,7 @@ pub(super) struct Input {
 
 /// What the pipeline made.
 pub(super) struct Built {
-    /// The roots of each disk.
+    /// The roots of each image.
     pub(super) images: Vec<Roots>,
     pub(super) counts: Counts,
 }
@@ -57,7 +57,7 @@ pub(super) struct Built {
 /// What was read and written.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct Counts {
-    /// Chunks of the disks, but for the leaves that are kept.
+    /// Chunks of the images, but for the leaves that are kept.
     pub(super) chunks: u64,
     /// Bytes of those chunks.
     pub(super) data_bytes: u64,
@@ -150,12 +150,12 @@ pub(super) fn run(job: &Job<'_>, mut known: Known) -> Result<Built, Error> {
     std::thread::scope(|scope| {
         let sealing = scope.spawn(|| seal_all(sealed));
         let writing = scope.spawn(move || {
-            let mut writer = Writer::new(job.publisher, sealer, known, job.disks)?;
+            let mut writer = Writer::new(job.publisher, sealer, known, job.images)?;
             writer.write_all(to_write, &give_back, job.progress)
         });
         let reading = scope.spawn({
             let events = events.clone();
-            move || read_all(job.disks, &events, &free_buffers)
+            move || read_all(job.images, &events, &free_buffers)
         });
         let compressors = Compressors::new(job.level);
         let decided = rayon::in_place_scope(|tasks| {
@@ -225,7 +225,7 @@ impl Decider {
                 Event::Read(mut span) => {
                     let events = events.clone();
                     tasks.spawn(move |_| {
-                        let chunker = job.disks[span.disk].chunker;
+                        let chunker = job.images[span.disk].chunker;
                         let cuts = cut(&mut span, chunker);
                         let _ = events.send(Event::Hashed(span, cuts));
                     });
@@ -234,7 +234,7 @@ impl Decider {
             }
             while let Some((span, cuts)) = spans.pop() {
                 decided += 1;
-                let disk = &job.disks[span.disk];
+                let disk = &job.images[span.disk];
                 let (refs, new) = self.decide(disk, &cuts?)?;
                 if let Leaf::Kept(node) = &span.leaf {
                     let left = disk.source.geometry().size_bytes() - u64::from(node.leaf) * LEAF_BYTES;

@@ -62,7 +62,7 @@ pub(crate) fn relayout(
         }
     }
     progress.total(total);
-    let built = pipeline::run(&Job { publisher, disks: &inputs, level, progress }, known)?;
+    let built = pipeline::run(&Job { publisher, images: &inputs, level, progress }, known)?;
     let mut images = built.images.into_iter();
     let mut laid = Laid { versions: HashMap::new(), written_bytes: built.counts.written_bytes };
     for (version, manifest, count) in versions {

@@ -4,6 +4,7 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 
+use vmnetx_format::is_zero;
 use vmnetx_format::migration::PAGE_BYTES;
 use vmnetx_store::dir::Publisher;
 
@@ -32,9 +33,9 @@ impl Scratch {
         Ok(Self { file, written: vec![0; words as usize], gathered: Vec::new(), start_bytes: 0 })
     }
 
-    /// Puts bytes somewhere; what is zero and was zero costs nothing.
+    /// Puts a page somewhere, or all that there is to be; what is zero and was zero costs nothing.
     pub(super) fn write(&mut self, offset_bytes: u64, bytes: &[u8]) -> Result<(), Error> {
-        if !self.is_written(offset_bytes) && bytes.iter().all(|byte| *byte == 0) {
+        if !self.is_written(offset_bytes) && is_zero(bytes) {
             return Ok(());
         }
         let next = self.start_bytes + self.gathered.len() as u64;

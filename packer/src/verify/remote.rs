@@ -32,11 +32,11 @@ pub fn verify_remote(
     let store = reader.once_store()?;
     match open(&runtime, &store, location, progress) {
         Ok(package) => {
-            progress.total(package.images().iter().map(|disk| disk.size_bytes()).sum());
+            progress.total(package.images().iter().map(|image| image.size_bytes()).sum());
             let version = package.version().manifest;
             for image in package.images() {
-                let disk = Disk { link: location.to_string(), version, image, depth, findings: &findings };
-                report.read_bytes += runtime.block_on(disk.verify(progress))?;
+                let checked = Checked { link: location.to_string(), version, image, depth, findings: &findings };
+                report.read_bytes += runtime.block_on(checked.verify(progress))?;
             }
             for digest in &package.version().orders {
                 report.orders += 1;
@@ -111,7 +111,8 @@ fn is_bad_signature(error: &vmnetx_store::Error) -> bool {
     matches!(error, vmnetx_store::Error::Trust(TrustError::BadSignature { .. }))
 }
 
-struct Disk<'a> {
+/// An image that is verified.
+struct Checked<'a> {
     link: String,
     version: Digest,
     image: &'a Arc<Image>,
@@ -119,7 +120,7 @@ struct Disk<'a> {
     findings: &'a Findings,
 }
 
-impl Disk<'_> {
+impl Checked<'_> {
     /// Gives the bytes that were read.
     async fn verify(&self, progress: &dyn Progress) -> Result<u64, Error> {
         self.image.warm_index();
