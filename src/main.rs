@@ -6,7 +6,7 @@ use clap::Parser;
 use vmnetx::cli::{self, Args};
 
 #[derive(Parser)]
-#[command(name = "vmnetx", version, about, propagate_version = true)]
+#[command(name = "vmnetx", version, about)]
 struct Program {
     #[command(flatten)]
     args: Args,
@@ -14,4 +14,16 @@ struct Program {
 
 fn main() -> ExitCode {
     cli::main(Program::parse().args)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_arguments_of_all_commands_fit_each_other() {
+        Program::command().debug_assert();
+    }
 }
