@@ -1,9 +1,10 @@
 //! Guests that QEMU saves while they write to memory and disk, resumed by QEMU from what the codec writes of them: as a
-//! stream, lazily with us as the source of a postcopy migration, and with their RAM mapped from a file.
+//! stream, lazily with us as the source of a postcopy migration, and with their RAM mapped from a file; and as packages.
 //!
 //! Needs what `tests/setup test` installs, and userfaultfd for the lazy resume: root, or `vm.unprivileged_userfaultfd=1`.
 
 mod guest;
+mod packaged;
 mod qemu;
 mod refused;
 mod saved;
@@ -91,6 +92,7 @@ impl Bench {
 
     fn saves_and_resumes(&self) {
         let (saved, before) = self.save();
+        packaged::check(self.folder.path(), &self.path("guest.img"), &saved);
         for resume in [Self::stream, Self::lazy, Self::preempting, Self::mapped] {
             let mut guest = resume(self, &saved);
             guest
@@ -203,7 +205,7 @@ fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-fn blake3_of(file: &Path) -> vmnetx_format::Digest {
+pub(crate) fn blake3_of(file: &Path) -> vmnetx_format::Digest {
     vmnetx_format::Digest::of(&fs::read(file).unwrap())
 }
 
