@@ -12,9 +12,9 @@ use vmnetx_format::migration::{
     Block, Compression, Configuration, DeviceState, PAGE_BYTES, PageAt, Precopy, SaveFile, StreamWriter,
 };
 use vmnetx_format::{
-    Chunker, Compressor, ContentInner, ContentLeaf, Digest, Disk, Envelope, Kind, LayoutInner, LayoutLeaf,
-    LayoutObject, Link, Manifest, NodePlace, Order, OrderFrame, PackBuilder, Place, Purpose, Record, RecordTouch,
-    Roots, SecretKey, Touch, Trailer, Version,
+    Accelerator, Chunker, Compressor, ContentInner, ContentLeaf, DeviceStateImage, Digest, Disk, Envelope, Kind,
+    LayoutInner, LayoutLeaf, LayoutObject, Link, Manifest, Memory, NodePlace, Order, OrderFrame, PackBuilder, Place,
+    Purpose, RamBlock, Record, RecordTouch, Roots, SecretKey, Touch, Trailer, Version,
 };
 use vmnetx_nbd_proto::handshake::{Config, ExportInfo, Exports, Handshake, Listed};
 use vmnetx_nbd_proto::option::{InfoRequest, MetaRequest, OptionHeader};
@@ -181,17 +181,15 @@ fn json(put: &impl Fn(&str, &str, &[u8]) -> Result) -> Result {
         put("machine", &format!("json{number}"), &serde_json::to_vec(&machine)?)?;
         let content = Digest::of(b"ci\0");
         let disk = Disk { name: "disk0".parse()?, size_bytes: 2 << 30, content, chunker: Chunker::DISK };
-        let manifest = Manifest::new(machine, vec![disk], None)?.encode();
-        put("manifest", &format!("boot{number}"), &manifest)?;
-        let memory = format!(
-            ",\"memory\":{{\"blocks\":[{{\"name\":\"pc.ram\",\"size_bytes\":67108864,\"content\":\"{content}\",\
-             \"chunker\":{{\"min_blocks\":4,\"cut_blocks\":8,\"max_blocks\":32}}}}],\"device_state\":\"{content}\",\
-             \"device_state_bytes\":4096}}}}"
-        );
-        let saved = String::from_utf8(manifest)?;
-        let saved = format!("{}{memory}", saved.strip_suffix('}').ok_or("no object")?);
-        Manifest::decode(saved.as_bytes())?;
-        put("manifest", &format!("saved{number}"), saved.as_bytes())?;
+        let chunker = Chunker::DISK;
+        let block = RamBlock { name: "pc.ram".to_owned(), size_bytes: 64 << 20, content, chunker };
+        let device_state = DeviceStateImage { size_bytes: 4096, content, chunker };
+        let (accelerator, qemu) = (Some(Accelerator::Tcg), Some("7.2.22".to_owned()));
+        let memory = Memory { blocks: vec![block], device_state, accelerator, qemu };
+        let boot = Manifest::new(machine.clone(), vec![disk.clone()], None)?;
+        put("manifest", &format!("boot{number}"), &boot.encode())?;
+        let saved = Manifest::new(machine, vec![disk], Some(memory))?.encode();
+        put("manifest", &format!("saved{number}"), &saved)?;
     }
     Ok(())
 }

@@ -112,10 +112,12 @@ fn memory_that_cannot_be_is_refused_by_field() {
     };
     let memory = |blocks: &[String], state: &str| {
         let blocks = blocks.join(",");
-        format!(
-            "\"memory\":{{\"blocks\":[{blocks}],\"device_state\":\"{digest}\",\"device_state_bytes\":{state}}},\"disks\""
-        )
+        let state = format!("{{\"size_bytes\":{state},\"content\":\"{digest}\",{chunker}}}");
+        format!("\"memory\":{{\"blocks\":[{blocks}],\"device_state\":{state}}},\"disks\"")
     };
+    let one = || [block("pc.ram", "4096")];
+    let saved_by = |what: &str| memory(&one(), "1").replace("\"blocks\"", &format!("{what},\"blocks\""));
+    let long_version = format!("\"qemu\":\"{}\"", "7".repeat(65));
     let long = "x".repeat(256);
     let cases = [
         (memory(&[block("\\u001b]0;owned\\u0007", "4096")], "1"), "RAM block"),
@@ -124,8 +126,14 @@ fn memory_that_cannot_be_is_refused_by_field() {
         (memory(&[block(&long, "4096")], "1"), "RAM block"),
         (memory(&[block("pc.ram", "4096"), block("pc.ram", "4096")], "1"), "pc.ram"),
         (memory(&[block("pc.ram", "18446744073709551615")], "1"), "pc.ram"),
-        (memory(&[block("pc.ram", "4096")], "18446744073709551615"), "device_state_bytes"),
-        (memory(&[block("pc.ram", "4096")], "-1"), "device_state_bytes"),
+        (memory(&one(), "18446744073709551615"), "device state"),
+        (memory(&one(), "67108865"), "device state"),
+        (memory(&one(), "-1"), "device_state.size_bytes"),
+        (saved_by("\"accelerator\":\"hvf,thread=multi\""), "accelerator"),
+        (saved_by("\"qemu\":\"\""), "version of QEMU"),
+        (saved_by("\"qemu\":\"7.2\\u001b[31m\""), "version of QEMU"),
+        (saved_by(&long_version), "version of QEMU"),
+        (saved_by("\"path\":\"/dev/mem\""), "memory.path"),
         (memory(&[], "1"), "0 RAM blocks"),
         (memory(&(0..257).map(|number| block(&number.to_string(), "1")).collect::<Vec<_>>(), "1"), "257 RAM blocks"),
     ];

@@ -8,8 +8,8 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use tokio::runtime::Runtime;
-use vmnetx_format::machine::Machine;
 use vmnetx_format::Purpose;
+use vmnetx_format::machine::Machine;
 use vmnetx_nbd::control::Control;
 use vmnetx_nbd::control::api::{AttachRequest, Attached, AttachmentId};
 
