@@ -174,7 +174,7 @@ impl Told for Error {
             Self::NoImage { .. } | Self::BadRequest(_) | Self::Forbidden(_) | Self::OtherAttachment => Class::Usage,
             Self::NoControl | Self::NoCache => Class::Usage,
             Self::LeaseLost(_) => Class::Failure,
-            Self::Refused(problem) => problem.class.into(),
+            Self::Refused(problem) => problem.class,
             Self::NoAttachment | Self::TooManyAttachments | Self::Draining | Self::NoServer { .. } => Class::Failure,
             Self::Detached | Self::BeingPulled | Self::TooManyPulls | Self::BeingVerified => Class::Failure,
             Self::NotRecorded | Self::Unrecordable(_) | Self::Unspeakable(_) => Class::Failure,

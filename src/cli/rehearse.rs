@@ -11,9 +11,7 @@ use vmnetx_nbd::control::Control;
 use vmnetx_nbd::control::api::{AttachRequest, AttachmentId, OrderUse};
 use vmnetx_pack::cli::{SigningArgs, WaitArgs};
 use vmnetx_pack::{ORDER_LEVEL_DEFAULT, OrderChoice, OrderOptions, OrderReport, Silent, VersionName, publish_order};
-use vmnetx_store::origin::AccessArgs;
-use vmnetx_store::trust::TrustArgs;
-use vmnetx_store::{Location, interrupt};
+use vmnetx_store::{LinkArgs, interrupt};
 
 use super::Error;
 use super::run::{AccelArg, NetworkArg, accel, disks, manifest, network, request};
@@ -35,14 +33,10 @@ const REPORT: Duration = Duration::from_secs(10);
 /// what a boot needs ahead of their guests, in a few long requests.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// An http(s) or vmnetx+http(s) URL, or a path to a link file; #b3=DIGEST asks for one version.
-    link: Location,
+    #[command(flatten)]
+    of: LinkArgs,
     /// The directory of the repository that gets the order.
     repo: PathBuf,
-    #[command(flatten)]
-    trust: TrustArgs,
-    #[command(flatten)]
-    access: AccessArgs,
     /// Boot so many times: what only one boot of several reads comes last.
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=16))]
     runs: u32,
@@ -111,7 +105,7 @@ pub(super) async fn run(args: Args) -> Result<(), Error> {
 
 /// Boots once; nothing if the user has ended it.
 async fn rehearse(args: &Args, shutdown: &CancellationToken) -> Result<Option<Rehearsed>, Error> {
-    let request = request(&args.link, &args.trust, &args.access)?;
+    let request = request(&args.of)?;
     let request = AttachRequest { order: OrderUse::Off, record: true, ..request };
     // A server of its own: nothing is kept of a rehearsal.
     let attaching = Lease::take(&Wanted::Private, Sizes { memory_bytes: MEMORY_BYTES, disk_bytes: 0 }, request);

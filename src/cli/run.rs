@@ -9,10 +9,8 @@ use clap::ValueEnum;
 use tokio_util::sync::CancellationToken;
 use vmnetx_format::{Disk, Manifest, Name};
 use vmnetx_nbd::control::api::{AttachRequest, Attached, AttachmentStats, NoticeText, OrderUse};
-use vmnetx_store::origin::AccessArgs;
 use vmnetx_store::size::parse_size_bytes;
-use vmnetx_store::trust::TrustArgs;
-use vmnetx_store::{Location, default_cache_dir, interrupt};
+use vmnetx_store::{LinkArgs, default_cache_dir, interrupt};
 
 use super::{Error, stdio};
 use crate::server::{Lease, Sizes, Wanted};
@@ -27,12 +25,8 @@ const RETRY_FOR: Duration = Duration::from_secs(15);
 /// Only what the guest reads is fetched. What it writes is thrown away in the end, unless --persist keeps it.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// An http(s) or vmnetx+http(s) URL, or a path to a link file; #b3=DIGEST asks for one version.
-    link: Location,
     #[command(flatten)]
-    trust: TrustArgs,
-    #[command(flatten)]
-    access: AccessArgs,
+    of: LinkArgs,
     /// Call the VM this instead of the package's name.
     #[arg(long, value_name = "VM")]
     name: Option<Name>,
@@ -141,7 +135,7 @@ pub(super) async fn run(args: Args) -> Result<(), Error> {
     // What this host lacks is found before anything is fetched.
     let programs = Programs::find(&args.qemu)?;
     let display = display_choice(args.display).resolve(&programs).await?;
-    let request = request(&args.link, &args.trust, &args.access)?;
+    let request = request(&args.of)?;
     let request = AttachRequest { order: args.order, offline: args.offline, ..request };
     let sizes = Sizes { memory_bytes: args.memory_cache, disk_bytes: args.disk_cache };
     let wanted = wanted(&args);
@@ -168,7 +162,7 @@ async fn launch(
     attached: &Attached,
     shutdown: CancellationToken,
 ) -> Result<Outcome, Error> {
-    tell(&attached.notices);
+    attached.notices.iter().for_each(NoticeText::log);
     tracing::info!("{} version {}", attached.name, attached.version);
     let manifest = manifest(attached)?;
     if manifest.memory.is_some() {
@@ -179,20 +173,14 @@ async fn launch(
 }
 
 /// What a VM asks of its server: the package that a link names, and reads that fail soon enough for the guest to stand still.
-pub(super) fn request(link: &Location, trust: &TrustArgs, access: &AccessArgs) -> Result<AttachRequest, Error> {
-    let request = AttachRequest::to(link)?.with(trust, access)?;
+pub(super) fn request(args: &LinkArgs) -> Result<AttachRequest, Error> {
+    let request = AttachRequest::of(args)?;
     Ok(AttachRequest { retry_for_s: Some(RETRY_FOR.as_secs()), ..request })
 }
 
 /// The manifest of what is attached.
 pub(super) fn manifest(attached: &Attached) -> Result<Manifest, Error> {
     Manifest::decode(attached.manifest.get().as_bytes()).map_err(Error::Manifest)
-}
-
-pub(super) fn tell(notices: &[NoticeText]) {
-    for notice in notices {
-        if notice.warning { tracing::warn!("{}", notice.text) } else { tracing::info!("{}", notice.text) }
-    }
 }
 
 /// What the run has cost, which is what this program is for.
@@ -203,7 +191,7 @@ fn log_fetched(stats: &AttachmentStats) {
     tracing::info!(
         "fetched {:.1} MB in {} requests; the guest read {:.1} MB of its disks of {:.1} MB",
         megabytes(stats.origin_bytes),
-        stats.origin_requests,
+        stats.origin.requests,
         megabytes(read),
         megabytes(size),
     );

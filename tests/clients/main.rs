@@ -174,7 +174,7 @@ fn counts_are_told_while_it_runs_and_a_second_run_asks_for_nothing() {
         assert_eq!(export["failed_chunks"], 0, "{counts}");
         assert_eq!(export["origin_chunks"].as_u64().unwrap() > 0, run == 0, "{counts}");
         // Not even the index: what the first run has fetched is on the disk, and in memory before it is asked for.
-        assert_eq!(counts["origin_requests"].as_u64().unwrap() > 0, run == 0, "{counts}");
+        assert_eq!(counts["origin"]["requests"].as_u64().unwrap() > 0, run == 0, "{counts}");
         served.stop();
     }
 }

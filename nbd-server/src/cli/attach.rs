@@ -1,8 +1,6 @@
 //! `attach`: lets a running server serve a package, for as long as this command runs.
 
-use vmnetx_store::origin::AccessArgs;
-use vmnetx_store::trust::TrustArgs;
-use vmnetx_store::{Location, interrupt};
+use vmnetx_store::{LinkArgs, interrupt};
 
 use super::server::ServerArgs;
 use super::{put, say};
@@ -14,12 +12,8 @@ use crate::control::api::{AttachRequest, AttachmentId, NoticeText, OrderUse};
 /// Prints the NBD URI of each disk. If the server ends, so does this command.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// An http(s) or vmnetx+http(s) URL, or a path to a link file; #b3=DIGEST asks for one version.
-    link: Location,
     #[command(flatten)]
-    trust: TrustArgs,
-    #[command(flatten)]
-    access: AccessArgs,
+    of: LinkArgs,
     #[command(flatten)]
     server: ServerArgs,
     /// Call the attachment this; the path of its socket follows from it. Without it, by a random number.
@@ -42,13 +36,6 @@ pub(super) struct Args {
     json: bool,
 }
 
-/// Says what the user should know about a link.
-pub(super) fn tell_notices(notices: &[NoticeText]) {
-    for notice in notices {
-        if notice.warning { tracing::warn!("{}", notice.text) } else { tracing::info!("{}", notice.text) }
-    }
-}
-
 pub(super) async fn run(args: Args) -> Result<(), Error> {
     let shutdown = interrupt::token().map_err(Error::Runtime)?;
     let control = args.server.control();
@@ -58,12 +45,12 @@ pub(super) async fn run(args: Args) -> Result<(), Error> {
         offline: args.offline,
         order: args.order,
         exports: args.export.into_iter().collect(),
-        ..AttachRequest::to(&args.link)?.with(&args.trust, &args.access)?
+        ..AttachRequest::of(&args.of)?
     };
     let Some(attached) = shutdown.run_until_cancelled(control.attach(&id, &request)).await else { return Ok(()) };
     let attached = attached?;
     let lease = control.hold(&id).await?;
-    tell_notices(&attached.notices);
+    attached.notices.iter().for_each(NoticeText::log);
     if args.json {
         put(&serde_json::to_string(&attached).unwrap_or_default());
     } else {
@@ -75,6 +62,6 @@ pub(super) async fn run(args: Args) -> Result<(), Error> {
         return Err(Error::LeaseLost(id));
     }
     let stats = control.detach(&id).await?;
-    say(&format!("fetched {} bytes in {} requests", stats.origin_bytes, stats.origin_requests));
+    say(&format!("fetched {} bytes in {} requests", stats.origin_bytes, stats.origin.requests));
     Ok(())
 }

@@ -9,18 +9,15 @@ use serde_json::json;
 use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 use vmnetx_format::{Digest, Name};
-use vmnetx_store::origin::AccessArgs;
 use vmnetx_store::size::{parse_rate_bytes_per_s, parse_size_bytes};
-use vmnetx_store::trust::TrustArgs;
-use vmnetx_store::{Location, Options, Package, Progress, Pulled, Store, interrupt};
+use vmnetx_store::{LinkArgs, Options, Package, Progress, Pulled, Store, interrupt};
 
-use super::attach::tell_notices;
 use super::progress::Shown;
 use super::put;
 use super::server::{CacheArgs, Directory};
 use crate::Error;
 use crate::control::Control;
-use crate::control::api::{AttachRequest, Attached, AttachmentId, OrderUse};
+use crate::control::api::{AttachRequest, Attached, AttachmentId, NoticeText, OrderUse};
 use crate::limits::ATTACH_RETRY_MAX;
 
 /// Time between two looks at how far a pull is.
@@ -35,12 +32,8 @@ const MEMORY_BYTES: u64 = 64 << 20;
 /// the package through it go on.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// An http(s) or vmnetx+http(s) URL, or a path to a link file; #b3=DIGEST asks for one version.
-    link: Location,
     #[command(flatten)]
-    trust: TrustArgs,
-    #[command(flatten)]
-    access: AccessArgs,
+    of: LinkArgs,
     /// Write a repository into DIR, which any web server can serve as it lies: the link with all versions that it names.
     #[arg(long, value_name = "DIR", conflicts_with_all = ["cache_dir", "control", "disk_cache", "offline", "rate"])]
     to: Option<PathBuf>,
@@ -86,7 +79,7 @@ async fn copy(args: &Args, dir: &Path) -> Result<Whole, Error> {
     let store = Store::open(options(args)?)?;
     let package = open(args, &store).await?;
     let progress = Arc::default();
-    let pulled = showing(&progress, async { Ok(store.copy(&args.link, dir, &progress).await?) }).await?;
+    let pulled = showing(&progress, async { Ok(store.copy(&args.of.link, dir, &progress).await?) }).await?;
     Ok(Whole::new(&package, pulled))
 }
 
@@ -102,7 +95,7 @@ async fn pull(args: &Args, shutdown: &CancellationToken) -> Result<Whole, Error>
     let pulling = async {
         let package = open(args, &store).await?;
         let progress = Arc::default();
-        let pulled = showing(&progress, async { Ok(store.pull(&package, &args.link, &progress).await?) }).await?;
+        let pulled = showing(&progress, async { Ok(store.pull(&package, &args.of.link, &progress).await?) }).await?;
         Ok(Whole::new(&package, pulled))
     };
     shutdown.run_until_cancelled(pulling).await.unwrap_or(Err(Error::Interrupted))
@@ -116,11 +109,11 @@ async fn pull_by(control: &Control, args: &Args, shutdown: &CancellationToken) -
         background_bytes_per_s: args.rate,
         offline: args.offline,
         order: OrderUse::Off,
-        ..AttachRequest::to(&args.link)?.with(&args.trust, &args.access)?
+        ..AttachRequest::of(&args.of)?
     };
     let pulling = async {
         let Attached { name, version, notices, .. } = control.attach(&id, &request).await?;
-        tell_notices(&notices);
+        notices.iter().for_each(NoticeText::log);
         let mut shown = Shown::new();
         let pulling = control.pull(&id).await?;
         let pulled = pulling.complete(|progress| shown.show(progress.done_bytes, progress.total_bytes)).await?;
@@ -140,17 +133,15 @@ fn options(args: &Args) -> Result<Options, Error> {
         disk: None,
         retry_for: Duration::from_secs(args.retry_for),
         background_bytes_per_s: args.rate,
-        trust: args.trust.trust(),
-        access: args.access.access().map_err(vmnetx_store::Error::from)?,
+        trust: args.of.trust.trust(),
+        access: args.of.access.access().map_err(vmnetx_store::Error::from)?,
         offline: args.offline,
     })
 }
 
 async fn open(args: &Args, store: &Store) -> Result<Package, Error> {
-    let package = store.package(&args.link).await?;
-    for notice in package.notices() {
-        if notice.is_warning() { tracing::warn!("{notice}") } else { tracing::info!("{notice}") }
-    }
+    let package = store.package(&args.of.link).await?;
+    package.notices().iter().map(NoticeText::from).for_each(|notice| notice.log());
     Ok(package)
 }
 

@@ -19,7 +19,7 @@ use vmnetx_store::{Location, Options, Store, interrupt};
 use super::server::open_when_free;
 use super::tls::TlsArgs;
 use super::{control_socket, say};
-use crate::control::api::{AttachRequest, AttachmentStats, OrderUse};
+use crate::control::api::{AttachRequest, AttachmentStats, NoticeText, OrderUse};
 use crate::control::{serve_control, serve_metrics};
 use crate::host::Attachment;
 use crate::limits::{ATTACH_GRACE, SOCKET_PATH_BYTES_MAX};
@@ -220,9 +220,7 @@ async fn open_link(
     };
     let Some(package) = shutdown.run_until_cancelled(opening).await else { return Ok(None) };
     let package = package?;
-    for notice in package.notices() {
-        if notice.is_warning() { tracing::warn!("{notice}") } else { tracing::info!("{notice}") }
-    }
+    package.notices().iter().map(NoticeText::from).for_each(|notice| notice.log());
     let request = AttachRequest {
         order: args.order,
         record: args.record_order.is_some(),
@@ -291,5 +289,5 @@ fn log_stats(stats: &AttachmentStats) {
             "order"
         );
     }
-    tracing::info!(requests = stats.origin_requests, bytes = stats.origin_bytes, "origin");
+    tracing::info!(requests = stats.origin.requests, bytes = stats.origin_bytes, "origin");
 }

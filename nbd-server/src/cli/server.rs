@@ -58,44 +58,45 @@ impl CacheArgs {
             return Ok(Directory::Served(Control::new(socket)));
         }
         let dir = self.cache_dir.clone().or_else(default_cache_dir).ok_or(Error::NoCacheDir)?;
-        let control = Control::new(control_socket(&dir));
-        let start = Instant::now();
-        loop {
-            let error = match open(&dir) {
-                Err(error @ StoreError::CacheInUse { .. }) => error,
-                opened => return Ok(Directory::Ours(opened?)),
-            };
-            let patience = match control.versions().await {
-                Ok(versions) if !versions.api.contains(&API_VERSION) => return Err(error.into()),
-                Ok(versions) if !versions.draining => return Ok(Directory::Served(control)),
-                Ok(_) => RELEASE_TIMEOUT,
-                // It is about to begin or to end, or it is a command.
-                Err(_) => UNHEARD_TIMEOUT,
-            };
-            if start.elapsed() >= patience {
-                return Err(error.into());
-            }
-            sleep(RELEASE_LOOK).await;
+        open_unless_served(&dir, || open(&dir)).await
+    }
+}
+
+/// Opens a cache directory, unless it has a server that goes on.
+async fn open_unless_served<T>(dir: &Path, open: impl Fn() -> Result<T, StoreError>) -> Result<Directory<T>, Error> {
+    let control = Control::new(control_socket(dir));
+    let start = Instant::now();
+    loop {
+        let error = match open() {
+            Err(error @ StoreError::CacheInUse { .. }) => error,
+            opened => return Ok(Directory::Ours(opened?)),
+        };
+        let patience = match control.versions().await {
+            Ok(versions) if !versions.api.contains(&API_VERSION) => return Err(error.into()),
+            Ok(versions) if !versions.draining => return Ok(Directory::Served(control)),
+            Ok(_) => RELEASE_TIMEOUT,
+            // It is about to begin or to end, or it is a command.
+            Err(_) => UNHEARD_TIMEOUT,
+        };
+        if start.elapsed() >= patience {
+            return Err(error.into());
         }
+        sleep(RELEASE_LOOK).await;
     }
 }
 
 /// Opens a cache directory. A server that is still there from an earlier run and that nobody needs is let go first.
 pub(super) async fn open_when_free<T>(dir: &Path, open: impl Fn() -> Result<T, StoreError>) -> Result<T, Error> {
-    let control = Control::new(control_socket(dir));
-    let deadline = Instant::now() + RELEASE_TIMEOUT;
-    let mut is_leaving = false;
-    loop {
-        match open() {
-            Err(error @ StoreError::CacheInUse { .. }) if Instant::now() < deadline => {
-                is_leaving = is_leaving || let_go(&control).await;
-                if !is_leaving {
-                    return Err(error.into());
-                }
-                sleep(RELEASE_LOOK).await;
-            }
-            opened => return Ok(opened?),
-        }
+    let mut directory = open_unless_served(dir, &open).await?;
+    if let Directory::Served(control) = &directory
+        && let_go(control).await
+    {
+        directory = open_unless_served(dir, &open).await?;
+    }
+    match directory {
+        Directory::Ours(opened) => Ok(opened),
+        // Says whose it is.
+        Directory::Served(_) => Ok(open()?),
     }
 }
 

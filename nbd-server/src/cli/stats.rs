@@ -47,12 +47,7 @@ fn put_attachment(stats: &AttachmentStats) {
     let origin = &stats.origin;
     put(&format!(
         "origin {} requests ({} again, {} hedges, {} of them first), {} bytes; {} damaged frames",
-        stats.origin_requests,
-        origin.retries,
-        origin.hedges,
-        origin.hedges_won,
-        stats.origin_bytes,
-        origin.damaged_frames,
+        origin.requests, origin.retries, origin.hedges, origin.hedges_won, stats.origin_bytes, origin.damaged_frames,
     ));
     for mirror in &stats.mirrors {
         let MirrorState { place, requests, failures, avoided_objects, .. } = mirror;

@@ -12,9 +12,9 @@ use serde_json::value::RawValue;
 use utoipa::ToSchema;
 use vmnetx_format::{Digest, Name, PublicKey, Purpose, Title};
 use vmnetx_store::failure::{Class, Told, describe};
-use vmnetx_store::origin::{AccessArgs, MirrorState, OriginCounts};
-use vmnetx_store::trust::TrustArgs;
-use vmnetx_store::{Counts, Location, OrderCounts, Package, Place};
+use vmnetx_store::origin::{MirrorState, OriginCounts};
+use vmnetx_store::trust::Notice;
+use vmnetx_store::{Counts, LinkArgs, OrderCounts, Package, Place};
 
 pub use self::keep::{CacheReport, PruneRequest, PullProgress, UnpinRequest, Unpinned, VerifyProgress};
 
@@ -212,8 +212,6 @@ pub struct AttachmentStats {
     /// How far it is being made so; absent if it is not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pull: Option<PullProgress>,
-    /// Requests for ranges of packs that were sent to the origin.
-    pub origin_requests: u64,
     /// Bytes of bodies that came from the origin: link, manifest, layout, index and chunks.
     pub origin_bytes: u64,
     /// What these requests were for, which of them went out again, and what came of it.
@@ -265,28 +263,12 @@ pub struct Beat {
 #[serde(deny_unknown_fields)]
 pub struct Problem {
     /// What kind of failure it is.
-    pub class: ProblemClass,
+    pub class: Class,
     /// What happened.
     pub message: String,
     /// What can be done about it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hint: Option<String>,
-}
-
-/// Kinds of failures; they are the exit codes of programs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum ProblemClass {
-    /// Anything without a class of its own.
-    Failure,
-    /// The request is wrong.
-    Usage,
-    /// Data is damaged or not to be trusted.
-    Integrity,
-    /// A remote host cannot be reached or does not answer as it should.
-    Network,
-    /// The server's host lacks something.
-    Host,
 }
 
 impl AttachmentId {
@@ -358,29 +340,27 @@ impl AttachRequest {
         }
     }
 
-    /// Asks for the package that a user's link names, as [`Self::new`]. The version that it asks for becomes a field.
+    /// Asks for the package that a user's arguments name, as [`Self::new`]. The version that the link asks for becomes a
+    /// field.
     ///
     /// # Errors
     /// [`Error::BadRequest`] for a path that cannot be told.
-    pub fn to(link: &Location) -> Result<Self, Error> {
+    pub fn of(args: &LinkArgs) -> Result<Self, Error> {
+        let LinkArgs { link, trust, access } = args;
         let text = match &link.place {
             Place::Url(url) => url.to_string(),
             Place::Path(path) => told(path)?,
         };
-        Ok(Self { version: link.version, ..Self::new(text) })
-    }
-
-    /// Believes and shows itself as a user's options say.
-    ///
-    /// # Errors
-    /// [`Error::BadRequest`] for a path that cannot be told.
-    pub fn with(self, trust: &TrustArgs, access: &AccessArgs) -> Result<Self, Error> {
         let trust = trust.trust();
         let token = |(host, file): &(String, PathBuf)| Ok(TokenFile { host: host.clone(), file: told(file)? });
-        let token_files = access.token_files().iter().map(token).collect::<Result<_, Error>>()?;
-        let ca_file = access.ca_file().map(told).transpose()?;
-        let (trust_keys, accept_unsigned) = (trust.keys, trust.accept_unsigned);
-        Ok(Self { trust_keys, accept_unsigned, token_files, ca_file, ..self })
+        Ok(Self {
+            version: link.version,
+            trust_keys: trust.keys,
+            accept_unsigned: trust.accept_unsigned,
+            token_files: access.token_files().iter().map(token).collect::<Result<_, Error>>()?,
+            ca_file: access.ca_file().map(told).transpose()?,
+            ..Self::new(text)
+        })
     }
 
     /// What the package is opened for.
@@ -411,17 +391,13 @@ impl Attached {
     ) -> Result<Self, Error> {
         let manifest =
             String::from_utf8(package.manifest().encode()).ok().and_then(|text| RawValue::from_string(text).ok());
-        let notice = |notice: &vmnetx_store::trust::Notice| NoticeText {
-            warning: notice.is_warning(),
-            text: notice.to_string(),
-        };
         Ok(Self {
             id: id.clone(),
             name: package.link().name.clone(),
             title: package.link().title.clone(),
             version: package.version().manifest,
             signer: package.signer(),
-            notices: package.notices().iter().map(notice).collect(),
+            notices: package.notices().iter().map(NoticeText::from).collect(),
             // What was decoded encodes again.
             manifest: manifest.ok_or(Error::Unspeakable("the manifest"))?,
             socket: socket.to_owned(),
@@ -430,30 +406,25 @@ impl Attached {
     }
 }
 
+impl NoticeText {
+    /// Logs it.
+    pub fn log(&self) {
+        let Self { warning, text } = self;
+        if *warning { tracing::warn!("{text}") } else { tracing::info!("{text}") }
+    }
+}
+
+impl From<&Notice> for NoticeText {
+    fn from(notice: &Notice) -> Self {
+        Self { warning: notice.is_warning(), text: notice.to_string() }
+    }
+}
+
 impl Problem {
     /// Tells an error.
     #[must_use]
     pub fn of(error: &dyn Told) -> Self {
-        let class = match error.class() {
-            Class::Failure => ProblemClass::Failure,
-            Class::Usage => ProblemClass::Usage,
-            Class::Integrity => ProblemClass::Integrity,
-            Class::Network => ProblemClass::Network,
-            Class::Host => ProblemClass::Host,
-        };
-        Self { class, message: describe(error), hint: error.hint() }
-    }
-}
-
-impl From<ProblemClass> for Class {
-    fn from(class: ProblemClass) -> Self {
-        match class {
-            ProblemClass::Failure => Self::Failure,
-            ProblemClass::Usage => Self::Usage,
-            ProblemClass::Integrity => Self::Integrity,
-            ProblemClass::Network => Self::Network,
-            ProblemClass::Host => Self::Host,
-        }
+        Self { class: error.class(), message: describe(error), hint: error.hint() }
     }
 }
 

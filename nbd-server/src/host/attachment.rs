@@ -164,7 +164,6 @@ impl Attachment {
             holders: *self.holders.borrow(),
             complete: self.is_complete(),
             pull: self.pull(),
-            origin_requests: self.package.origin_requests(),
             origin_bytes: self.package.origin_bytes(),
             origin: self.package.origin_counts(),
             mirrors: self.package.mirrors(),

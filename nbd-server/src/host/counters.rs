@@ -45,7 +45,7 @@ pub(crate) const COUNTERS: [Counter; COUNTERS_LEN] = [
         sum(of, |export| export.counts.prefetched_chunks)
     }),
     count("vmnetx_failed_chunks", "Chunks that could not be had", |of| sum(of, |export| export.counts.failed_chunks)),
-    count("vmnetx_origin_requests", "Requests for ranges of packs", |of| of.origin_requests),
+    count("vmnetx_origin_requests", "Requests for ranges of packs", |of| of.origin.requests),
     bytes("vmnetx_origin", "Bytes of bodies that came from origins", |of| of.origin_bytes),
     count("vmnetx_origin_retries", "Requests that repeat what failed", |of| of.origin.retries),
     count("vmnetx_origin_hedges", "Requests that went out because another one was late", |of| of.origin.hedges),

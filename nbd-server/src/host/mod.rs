@@ -393,7 +393,7 @@ impl Host {
     }
 
     pub(crate) fn disk_bytes(&self) -> u64 {
-        self.0.store.disk().map_or(0, vmnetx_store::DiskCache::bytes)
+        self.0.store.disk().map_or(0, |disk| disk.bytes())
     }
 
     pub(crate) fn attached(&self) -> Vec<Arc<Attachment>> {

@@ -72,7 +72,7 @@ impl Host {
         if !peer.is_master {
             return Err(Error::Forbidden("the cache directory is looked after by the server's own user"));
         }
-        let cache = self.0.store.disk_cache().cloned().ok_or(Error::NoCache)?;
+        let cache = self.0.store.disk().cloned().ok_or(Error::NoCache)?;
         let mut state = self.lock();
         if self.is_draining() {
             return Err(Error::Draining);

@@ -3,8 +3,12 @@
 use std::error::Error;
 use std::fmt::Write;
 
-/// What kind of failure ended a program.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+use serde::{Deserialize, Serialize};
+
+/// What kind of failure ended a program, or a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(rename_all = "snake_case")]
 pub enum Class {
     /// Anything that has no class of its own.
     Failure,

@@ -5,6 +5,8 @@ mod counters;
 mod error;
 mod file;
 mod image;
+#[cfg(feature = "clap")]
+mod link_args;
 mod location;
 mod offline;
 mod order;
@@ -25,6 +27,8 @@ pub use cache::{DiskCache, DiskTier, DiskUsage, DiskVerified, Flights, MemoryCac
 pub use counters::{Counters, Counts};
 pub use error::Error;
 pub use image::{Extent, Image, Piece, Residency};
+#[cfg(feature = "clap")]
+pub use link_args::LinkArgs;
 pub use location::{Location, Place};
 pub use order::{OrderCounts, Recorder};
 pub use package::Package;

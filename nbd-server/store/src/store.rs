@@ -187,13 +187,7 @@ impl Store {
 
     /// The disk tier's cache, if there is one.
     #[must_use]
-    pub fn disk(&self) -> Option<&DiskCache> {
-        self.disk.as_deref()
-    }
-
-    /// The same, to be shared.
-    #[must_use]
-    pub const fn disk_cache(&self) -> Option<&Arc<DiskCache>> {
+    pub const fn disk(&self) -> Option<&Arc<DiskCache>> {
         self.disk.as_ref()
     }
 

@@ -7,8 +7,9 @@ use serde_json::json;
 use tokio::net::UnixStream;
 use vmnetx_format::{Digest, PublicKey, SecretKey};
 use vmnetx_nbd::Error;
-use vmnetx_nbd::control::api::{AttachRequest, ProblemClass};
+use vmnetx_nbd::control::api::AttachRequest;
 use vmnetx_nbd::limits::{ATTACH_GRACE, ATTACHMENTS_PER_UID_MAX};
+use vmnetx_store::failure::Class;
 
 use crate::hosted::{Hosted, as_nobody, ask_as_nobody, client, exists, id};
 use crate::raw::Raw;
@@ -19,7 +20,7 @@ use crate::within;
 const LONG: Duration = Duration::from_secs(3600);
 const SHORT: Duration = Duration::from_millis(300);
 
-fn refusal(error: Error) -> (ProblemClass, String) {
+fn refusal(error: Error) -> (Class, String) {
     match error {
         Error::Refused(problem) => (problem.class, problem.message),
         other => panic!("{other}"),
@@ -72,7 +73,7 @@ async fn attaching_is_idempotent_by_the_clients_id() {
     ];
     for request in others {
         let (class, message) = refusal(hosted.control.attach(&id("vm1"), &request).await.unwrap_err());
-        assert!(class == ProblemClass::Usage && message.contains("taken"), "{message}");
+        assert!(class == Class::Usage && message.contains("taken"), "{message}");
     }
 }
 
@@ -81,15 +82,15 @@ async fn what_cannot_be_attached_is_told_and_leaves_nothing() {
     let hosted = Hosted::new(mixed(), LONG).await;
     let refused = async |request: AttachRequest| refusal(hosted.control.attach(&id("x"), &request).await.unwrap_err());
     let (class, message) = refused(AttachRequest { exports: vec!["disk7".into()], ..hosted.request() }).await;
-    assert!(class == ProblemClass::Usage && message.contains("it has disk0"), "{message}");
+    assert!(class == Class::Usage && message.contains("it has disk0"), "{message}");
     let (class, message) = refused(AttachRequest::new("ftp://h/a.vmnetx")).await;
-    assert!(class == ProblemClass::Usage && message.contains("ftp"), "{message}");
+    assert!(class == Class::Usage && message.contains("ftp"), "{message}");
     let (class, message) = refused(AttachRequest::new("relative/vm.vmnetx")).await;
-    assert!(class == ProblemClass::Usage && message.contains("absolute"), "{message}");
+    assert!(class == Class::Usage && message.contains("absolute"), "{message}");
     let (class, _) = refused(AttachRequest::new(hosted.link().replace("vm.vmnetx", "none.vmnetx"))).await;
-    assert_eq!(class, ProblemClass::Network);
+    assert_eq!(class, Class::Network);
     let unused = AttachRequest { retry_for_s: Some(0), ..AttachRequest::new("http://127.0.0.1:1/vm.vmnetx") };
-    assert_eq!(refused(unused).await.0, ProblemClass::Network);
+    assert_eq!(refused(unused).await.0, Class::Network);
     assert_eq!(hosted.ids().await, [""; 0]);
     // The id is free.
     hosted.attach("x").await;
@@ -172,7 +173,7 @@ async fn a_drained_server_takes_nothing_new_and_ends_with_the_last_one() {
     assert!(hosted.control.drain().await.unwrap().draining);
     assert!(hosted.control.versions().await.unwrap().draining);
     let (class, message) = refusal(hosted.control.attach(&id("new"), &hosted.request()).await.unwrap_err());
-    assert!(class == ProblemClass::Failure && message.contains("no more attachments"), "{message}");
+    assert!(class == Class::Failure && message.contains("no more attachments"), "{message}");
     // Who is there already may come again.
     hosted.attach("old").await;
     let unused = hosted.host.until_unused(None);
@@ -275,10 +276,10 @@ async fn where_the_server_demands_keys_no_client_takes_others() {
     };
     // The link is not signed at all.
     for keys in [vec![], vec![key(1)], vec![key(1), key(2)]] {
-        assert_eq!(refused(keys).await.0, ProblemClass::Integrity);
+        assert_eq!(refused(keys).await.0, Class::Integrity);
     }
     let (class, message) = refused(vec![key(2)]).await;
-    assert!(class == ProblemClass::Usage && message.contains("other keys"), "{message}");
+    assert!(class == Class::Usage && message.contains("other keys"), "{message}");
 }
 
 #[tokio::test]

@@ -122,7 +122,7 @@ async fn attach_and_stats_and_drain_are_commands() {
     let read = stats["attachments"][0]["exports"][0]["counts"]["read_bytes"].as_u64();
     assert!(read > Some(0), "{stats}");
     let attachment = &stats["attachments"][0];
-    assert_eq!(attachment["origin"]["requests"], attachment["origin_requests"], "{stats}");
+    assert!(attachment["origin"]["requests"].as_u64() > Some(0), "{stats}");
     assert!(attachment["origin"]["demand_bytes"].as_u64() > Some(0), "{stats}");
     let mirrors = attachment["mirrors"].as_array().unwrap();
     assert!(mirrors.len() == 1 && mirrors[0]["requests"].as_u64() > Some(2), "{stats}");

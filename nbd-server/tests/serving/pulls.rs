@@ -9,11 +9,10 @@ use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::Child;
 use tokio::sync::watch;
 use vmnetx_nbd::Error;
-use vmnetx_nbd::control::api::{
-    AttachRequest, Attached, AttachmentStats, ProblemClass, PruneRequest, PullProgress, UnpinRequest,
-};
+use vmnetx_nbd::control::api::{AttachRequest, Attached, AttachmentStats, PruneRequest, PullProgress, UnpinRequest};
 use vmnetx_nbd::limits::PULLS_PER_UID_MAX;
 use vmnetx_store::Pulled;
+use vmnetx_store::failure::Class;
 
 use crate::hosted::{Hosted, as_nobody, ask_as_nobody, client, id};
 use crate::support::bad_http::Answer;
@@ -30,7 +29,7 @@ async fn stats(hosted: &Hosted, name: &str) -> AttachmentStats {
     within(20, hosted.control.attachment(&id(name))).await.unwrap()
 }
 
-fn refusal(error: Error) -> (ProblemClass, String) {
+fn refusal(error: Error) -> (Class, String) {
     match error {
         Error::Refused(problem) => (problem.class, problem.message),
         other => panic!("{other}"),
@@ -96,14 +95,14 @@ async fn what_runs_is_made_complete_and_needs_no_origin_then() {
     }
     assert_eq!(hosted.origin.log().len(), before, "something was asked for");
     let (class, message) = refusal(hosted.control.attach(&id("offline"), &hosted.request()).await.unwrap_err());
-    assert!(class == ProblemClass::Usage && message.contains("other options"), "{message}");
+    assert!(class == Class::Usage && message.contains("other options"), "{message}");
 }
 
 #[tokio::test]
 async fn what_is_not_here_is_told_offline() {
     let (hosted, _open) = gated(Source::of(noise(1, 2_000_000))).await;
     let (class, message) = refusal(attach_offline(&hosted, "vm").await.unwrap_err());
-    assert!(class == ProblemClass::Network && message.contains("offline"), "{message}");
+    assert!(class == Class::Network && message.contains("offline"), "{message}");
     assert_eq!(hosted.origin.log().len(), 0);
     // Opened once, and a part of it read.
     let online = hosted.attach("online").await;
@@ -119,7 +118,7 @@ async fn what_is_not_here_is_told_offline() {
     let mut nbd = client(&offline).await;
     nbd.expect_error((0, crate::raw::number::READ, 1_900_000, 4096), crate::raw::number::EIO).await;
     let (class, message) = refusal(pull(&hosted, "vm").await.unwrap_err());
-    assert!(class == ProblemClass::Network && message.contains("offline"), "{message}");
+    assert!(class == Class::Network && message.contains("offline"), "{message}");
     assert_eq!(hosted.origin.log().len(), before, "something was asked for");
 }
 
@@ -135,7 +134,7 @@ async fn a_pull_ends_with_its_client_and_another_one_goes_on() {
     let is_half = |pull: &PullProgress| pull.done_bytes >= 900_000 && pull.done_bytes < pull.total_bytes;
     until("half is there", async || stats(&hosted, "vm").await.pull.as_ref().is_some_and(is_half)).await;
     let (class, message) = refusal(pull(&hosted, "vm").await.unwrap_err());
-    assert!(class == ProblemClass::Failure && message.contains("being pulled already"), "{message}");
+    assert!(class == Class::Failure && message.contains("being pulled already"), "{message}");
     drop(pulling);
     until("it is given up", async || stats(&hosted, "vm").await.pull.is_none()).await;
     assert!(!stats(&hosted, "vm").await.complete);
@@ -157,7 +156,7 @@ async fn a_pull_ends_with_its_attachment_and_says_so() {
     };
     let (ended, ()) = within(60, async { tokio::join!(pulling.complete(|_| ()), detaching) }).await;
     let (class, message) = refusal(ended.unwrap_err());
-    assert!(class == ProblemClass::Failure && message.contains("not attached any more"), "{message}");
+    assert!(class == Class::Failure && message.contains("not attached any more"), "{message}");
     hosted.until_empty().await;
 }
 
@@ -166,7 +165,7 @@ async fn a_server_without_a_directory_pulls_nothing() {
     let hosted = Hosted::new(mixed(), std::time::Duration::from_secs(60)).await;
     hosted.attach("vm").await;
     let (class, message) = refusal(pull(&hosted, "vm").await.unwrap_err());
-    assert!(class == ProblemClass::Host && message.contains("no directory"), "{message}");
+    assert!(class == Class::Host && message.contains("no directory"), "{message}");
     let (_, message) = refusal(hosted.control.cache().await.unwrap_err());
     assert!(message.contains("no cache directory"), "{message}");
     assert!(matches!(hosted.control.pull(&id("none")).await, Err(Error::Refused(_))));
@@ -202,7 +201,7 @@ async fn the_server_looks_after_its_directory_while_it_serves() {
     assert_eq!(pruned.usage.records, report.usage.records);
     let unpin = async |which: &str| within(20, hosted.control.unpin(&UnpinRequest { which: which.to_owned() })).await;
     let (class, message) = refusal(unpin("nothing").await.unwrap_err());
-    assert!(class == ProblemClass::Usage && message.contains("nothing"), "{message}");
+    assert!(class == Class::Usage && message.contains("nothing"), "{message}");
     let unpinned = unpin("vm").await.unwrap();
     assert_eq!((unpinned.removed, unpinned.pins), (vec![pin.clone()], vec![]));
     assert!(!stats(&hosted, "vm").await.complete);

@@ -51,7 +51,7 @@ impl Store {
     ) -> Result<Pulled, Error> {
         let no_directory =
             || Error::Cache { dir: "(none)".into(), reason: "there is no directory to pull into".into() };
-        let disk = Arc::clone(self.disk_cache().ok_or_else(no_directory)?);
+        let disk = Arc::clone(self.disk().ok_or_else(no_directory)?);
         let (hold, frames, under_way) = (disk.hold(), HashMap::new(), JoinSet::new());
         let mut pull = Pull { store: self, package, disk, hold, progress, frames, under_way };
         let objects = pull.objects().await?;
