@@ -81,8 +81,9 @@ impl Qmp {
 
     /// Runs a command, which must succeed.
     pub(crate) fn execute(&mut self, command: &str, arguments: &Value) -> Value {
-        let request = json!({ "execute": command, "arguments": arguments });
-        writeln!(self.lines.get_mut(), "{request}").unwrap();
+        // In one piece: QEMU may end as soon as it has read the brace that closes `quit`, and takes no end of a line then.
+        let request = json!({ "execute": command, "arguments": arguments }).to_string() + "\n";
+        self.lines.get_mut().write_all(request.as_bytes()).unwrap();
         loop {
             let line = self.line();
             if let Some(answer) = line.get("return") {
