@@ -1,5 +1,6 @@
 //! Launches VMNetX packages.
 
 pub mod cli;
+pub mod resume;
 pub mod server;
 pub mod vm;

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use vmnetx_format::{ManifestError, Name};
 use vmnetx_store::failure::{Class, Told};
 
-use crate::{server, vm};
+use crate::{resume, server, vm};
 
 /// A command that failed.
 #[derive(Debug, thiserror::Error)]
@@ -29,6 +29,9 @@ pub enum Error {
     /// The machine cannot be launched.
     #[error(transparent)]
     Vm(#[from] vm::Error),
+    /// The saved VM cannot be resumed.
+    #[error(transparent)]
+    Resume(#[from] resume::Error),
     /// `--persist` names a disk that the package does not have.
     #[error("--persist names the disk {name}, which the package does not have; it has {known}")]
     NoDisk {
@@ -48,6 +51,9 @@ pub enum Error {
         /// Why not.
         source: io::Error,
     },
+    /// Two things on standard output.
+    #[error("--json and --serial - would both write to standard output")]
+    TwoOnStdout,
     /// A rehearsal has nothing to record.
     #[error("the guest has read nothing of its disks")]
     NothingRead,
@@ -65,7 +71,8 @@ impl Told for Error {
             Self::Server(error) => error.class(),
             Self::Manifest(_) => Class::Integrity,
             Self::Vm(error) => error.class(),
-            Self::NoDisk { .. } | Self::RepeatedDisk(_) | Self::SerialFile { .. } => Class::Usage,
+            Self::Resume(error) => error.class(),
+            Self::NoDisk { .. } | Self::RepeatedDisk(_) | Self::SerialFile { .. } | Self::TwoOnStdout => Class::Usage,
             Self::NothingRead => Class::Failure,
             Self::Runtime(_) => Class::Host,
         }
@@ -78,7 +85,8 @@ impl Told for Error {
             Self::Pack(error) => error.hint(),
             Self::Server(error) => error.hint(),
             Self::Vm(error) => error.hint(),
-            Self::NoDisk { .. } | Self::RepeatedDisk(_) | Self::SerialFile { .. } => None,
+            Self::Resume(error) => error.hint(),
+            Self::NoDisk { .. } | Self::RepeatedDisk(_) | Self::SerialFile { .. } | Self::TwoOnStdout => None,
             Self::NothingRead | Self::Manifest(_) | Self::Runtime(_) => None,
         }
     }

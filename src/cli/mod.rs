@@ -2,6 +2,7 @@
 
 mod error;
 mod rehearse;
+mod resume;
 mod run;
 mod stdio;
 

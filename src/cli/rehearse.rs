@@ -141,6 +141,7 @@ async fn boot(args: &Args, lease: &Lease, shutdown: &CancellationToken) -> Resul
         display: Display::None,
         network: network(args.network),
         serial: None,
+        incoming: None,
         programs: Programs::find(&args.qemu)?,
         run_dir: RunDir::temporary().await?,
     };

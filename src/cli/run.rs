@@ -9,10 +9,13 @@ use clap::ValueEnum;
 use tokio_util::sync::CancellationToken;
 use vmnetx_format::{Disk, Manifest, Name};
 use vmnetx_nbd::control::api::{AttachRequest, Attached, AttachmentStats, NoticeText, OrderUse};
+use vmnetx_store::failure::describe;
 use vmnetx_store::size::parse_size_bytes;
 use vmnetx_store::{LinkArgs, default_cache_dir, interrupt};
 
+use super::resume::{ResumeArg, Show, Shown};
 use super::{Error, stdio};
+use crate::resume::{self, Failed, Plan, Saved};
 use crate::server::{Lease, Sizes, Wanted};
 use crate::vm::{self, Accel, DiskSpec, Display, DisplayChoice, Network, Outcome, Programs, RunDir, SerialPort, Spec};
 
@@ -67,6 +70,12 @@ pub(super) struct Args {
     /// here the last time.
     #[arg(long, value_enum, default_value_t)]
     order: OrderUse,
+    /// How a VM that was saved with its memory goes on. Another mode than auto is taken or the run fails.
+    #[arg(long, value_enum, default_value_t)]
+    resume: ResumeArg,
+    /// Tell programs how far resuming is: JSON objects on standard output, each on its line.
+    #[arg(long)]
+    json: bool,
     /// The QEMU to run; qemu-img is looked for beside it first.
     #[arg(long, value_name = "PATH", default_value = "qemu-system-x86_64")]
     qemu: PathBuf,
@@ -130,6 +139,21 @@ impl FromStr for PersistArg {
     }
 }
 
+/// A run on its way: what it was asked for, and what this host has for it.
+struct Run<'a> {
+    args: &'a Args,
+    programs: Programs,
+    display: Display,
+    request: AttachRequest,
+    shutdown: CancellationToken,
+}
+
+/// How a launch went: the VM has ended, or its saved memory could not be resumed and it may be booted.
+enum Launched {
+    Ended(Outcome),
+    NotResumed(Box<Spec>),
+}
+
 pub(super) async fn run(args: Args) -> Result<(), Error> {
     let shutdown = interrupt::token().map_err(Error::Runtime)?;
     // What this host lacks is found before anything is fetched.
@@ -137,16 +161,8 @@ pub(super) async fn run(args: Args) -> Result<(), Error> {
     let display = display_choice(args.display).resolve(&programs).await?;
     let request = request(&args.of)?;
     let request = AttachRequest { order: args.order, offline: args.offline, ..request };
-    let sizes = Sizes { memory_bytes: args.memory_cache, disk_bytes: args.disk_cache };
-    let wanted = wanted(&args);
-    let attaching = Lease::take(&wanted, sizes, request);
-    let Some(lease) = shutdown.run_until_cancelled(attaching).await else { return Ok(()) };
-    let lease = lease?;
-    let launched = launch(&args, programs, display, lease.attached(), shutdown).await;
-    if let Some(stats) = lease.end().await {
-        log_fetched(&stats);
-    }
-    match launched? {
+    let run = Run { args: &args, programs, display, request, shutdown };
+    match run.to_its_end().await? {
         Outcome::PoweredOff => tracing::info!("the guest has powered off"),
         Outcome::Closed => tracing::info!("the VM was closed"),
         Outcome::Cancelled => tracing::info!("the VM was ended"),
@@ -154,22 +170,123 @@ pub(super) async fn run(args: Args) -> Result<(), Error> {
     Ok(())
 }
 
-/// Runs the VM on disks that are attached, to its end.
-async fn launch(
-    args: &Args,
-    programs: Programs,
-    display: Display,
-    attached: &Attached,
-    shutdown: CancellationToken,
-) -> Result<Outcome, Error> {
-    attached.notices.iter().for_each(NoticeText::log);
-    tracing::info!("{} version {}", attached.name, attached.version);
-    let manifest = manifest(attached)?;
-    if manifest.memory.is_some() {
-        tracing::warn!("the package holds saved memory, which is not resumed yet: the guest boots");
+impl Run<'_> {
+    async fn to_its_end(&self) -> Result<Outcome, Error> {
+        let wants_memory = self.wants_memory()?;
+        let Some(lease) = self.attach(wants_memory).await? else { return Ok(Outcome::Cancelled) };
+        lease.attached().notices.iter().for_each(NoticeText::log);
+        tracing::info!("{} version {}", lease.attached().name, lease.attached().version);
+        let launched = self.launch(lease.attached(), wants_memory).await;
+        end(lease).await;
+        match launched? {
+            Launched::Ended(outcome) => Ok(outcome),
+            Launched::NotResumed(spec) => self.boot_instead(*spec).await,
+        }
     }
-    let run_dir = RunDir::temporary().await?;
-    Ok(vm::launch(spec(args, attached, manifest, programs, display, run_dir)?, shutdown).await?)
+
+    /// Whether the VM is to be resumed, as far as can be told without its package.
+    fn wants_memory(&self) -> Result<bool, Error> {
+        let Args { resume, persist, .. } = self.args;
+        let has_run = persist.iter().any(|wish| wish.file.exists());
+        match resume {
+            ResumeArg::Off => Ok(false),
+            _ if !has_run => Ok(true),
+            ResumeArg::Auto => {
+                tracing::info!(
+                    "the VM boots: its overlay has been run before, and saved memory is of the published disk"
+                );
+                Ok(false)
+            }
+            ResumeArg::Lazy | ResumeArg::Stream => Err(resume::Error::OtherDisk.into()),
+        }
+    }
+
+    /// Attaches the package; nothing when cancelled before.
+    async fn attach(&self, memory: bool) -> Result<Option<Lease>, Error> {
+        let Args { memory_cache: memory_bytes, disk_cache: disk_bytes, .. } = *self.args;
+        let request = AttachRequest { memory, ..self.request.clone() };
+        let (wanted, sizes) = (wanted(self.args), Sizes { memory_bytes, disk_bytes });
+        let attaching = Lease::take(&wanted, sizes, request);
+        Ok(self.shutdown.run_until_cancelled(attaching).await.transpose()?)
+    }
+
+    /// Resumes the VM if it was saved and is to be resumed, and else boots it.
+    async fn launch(&self, attached: &Attached, wants_memory: bool) -> Result<Launched, Error> {
+        let manifest = manifest(attached)?;
+        let spec = self.spec(attached, &manifest).await?;
+        if wants_memory && manifest.memory.is_some() {
+            return self.resume(attached, &manifest, spec).await;
+        }
+        if matches!(self.args.resume, ResumeArg::Lazy | ResumeArg::Stream) {
+            return Err(resume::Error::NoMemory.into());
+        }
+        Ok(Launched::Ended(vm::launch(spec, self.shutdown.clone()).await?))
+    }
+
+    async fn resume(&self, attached: &Attached, manifest: &Manifest, spec: Spec) -> Result<Launched, Error> {
+        let show = if self.args.json { Show::Json } else { Show::Words };
+        let mut shown = Shown::start(show);
+        let plan = Plan { modes: self.args.resume.modes(), order: Vec::new(), progress: shown.progress() };
+        let saved = Saved::open(attached.socket.clone().into(), manifest);
+        let resumed = match resume::start(spec, saved, plan, &self.shutdown).await {
+            Ok(Some(resumed)) => resumed,
+            Ok(None) => return Ok(Launched::Ended(Outcome::Cancelled)),
+            Err(Failed { error, spec: Some(spec) }) if self.args.resume == ResumeArg::Auto => {
+                tracing::warn!("the VM boots, for it cannot be resumed: {}", describe(&error));
+                return Ok(Launched::NotResumed(spec));
+            }
+            Err(Failed { error, .. }) => return Err(error.into()),
+        };
+        shown.running(resumed.mode());
+        Ok(Launched::Ended(resumed.run(&self.shutdown).await?))
+    }
+
+    /// Boots a VM that could not be resumed: what it will read is another order's.
+    async fn boot_instead(&self, mut spec: Spec) -> Result<Outcome, Error> {
+        let Some(lease) = self.attach(false).await? else { return Ok(Outcome::Cancelled) };
+        let socket = &lease.attached().socket;
+        spec.disks.iter_mut().for_each(|disk| disk.nbd_socket = socket.into());
+        let launched = vm::launch(spec, self.shutdown.clone()).await;
+        end(lease).await;
+        Ok(launched?)
+    }
+
+    async fn spec(&self, attached: &Attached, manifest: &Manifest) -> Result<Spec, Error> {
+        let args = self.args;
+        let mut disks = disks(manifest, attached);
+        keep(&mut disks, &args.persist)?;
+        Ok(Spec {
+            name: args.name.clone().unwrap_or_else(|| attached.name.clone()),
+            version: attached.version,
+            disks,
+            accel: accel(args.accel),
+            display: self.display,
+            network: network(args.network),
+            serial: self.serial(manifest.machine.serial)?,
+            machine: manifest.machine.clone(),
+            incoming: None,
+            programs: self.programs.clone(),
+            run_dir: RunDir::temporary().await?,
+        })
+    }
+
+    fn serial(&self, has_port: bool) -> Result<Option<SerialPort>, Error> {
+        let stdio = || stdio::serial_port().map(Some).map_err(Error::Runtime);
+        match &self.args.serial {
+            Some(SerialArg::File(file)) => serial_file(file).map(Some),
+            Some(SerialArg::Stdio) if self.args.json => Err(Error::TwoOnStdout),
+            Some(SerialArg::Stdio) => stdio(),
+            None if self.display == Display::None && has_port && !self.args.json => stdio(),
+            None => Ok(None),
+        }
+    }
+}
+
+/// Gives the attachment up, and tells what the run has cost.
+async fn end(lease: Lease) {
+    if let Some(stats) = lease.end().await {
+        log_fetched(&stats);
+    }
 }
 
 /// What a VM asks of its server: the package that a link names, and reads that fail soon enough for the guest to stand still.
@@ -216,30 +333,6 @@ fn wanted(args: &Args) -> Wanted {
     }
 }
 
-fn spec(
-    args: &Args,
-    attached: &Attached,
-    manifest: Manifest,
-    programs: Programs,
-    display: Display,
-    run_dir: RunDir,
-) -> Result<Spec, Error> {
-    let mut disks = disks(&manifest, attached);
-    keep(&mut disks, &args.persist)?;
-    Ok(Spec {
-        name: args.name.clone().unwrap_or_else(|| attached.name.clone()),
-        version: attached.version,
-        disks,
-        accel: accel(args.accel),
-        display,
-        network: network(args.network),
-        serial: serial(args.serial.as_ref(), display, manifest.machine.serial)?,
-        machine: manifest.machine,
-        programs,
-        run_dir,
-    })
-}
-
 /// The package's disks where they are attached, each with a temporary overlay.
 pub(super) fn disks(manifest: &Manifest, attached: &Attached) -> Vec<DiskSpec> {
     let disk = |disk: &Disk| DiskSpec {
@@ -270,16 +363,6 @@ fn keep(disks: &mut [DiskSpec], wishes: &[PersistArg]) -> Result<(), Error> {
         }
     }
     Ok(())
-}
-
-fn serial(asked: Option<&SerialArg>, display: Display, has_port: bool) -> Result<Option<SerialPort>, Error> {
-    let stdio = || stdio::serial_port().map(Some).map_err(Error::Runtime);
-    match asked {
-        Some(SerialArg::File(file)) => serial_file(file).map(Some),
-        Some(SerialArg::Stdio) => stdio(),
-        None if display == Display::None && has_port => stdio(),
-        None => Ok(None),
-    }
 }
 
 fn serial_file(file: &Path) -> Result<SerialPort, Error> {

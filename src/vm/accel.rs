@@ -84,7 +84,7 @@ fn virtualises(cpuinfo: &str) -> bool {
 async fn probe(accelerator: Accelerator, programs: &Programs, run_dir: &RunDir) -> Result<Option<String>, Error> {
     let file = run_dir.file("trial-firmware");
     fs::write(&file, firmware()).map_err(|source| Error::io(format!("write {}", file.display()), source))?;
-    let mut guest = Process::spawn(programs, &programs.qemu, &probe_arguments(accelerator, &file)).await?;
+    let mut guest = Process::spawn(programs, &programs.qemu, &probe_arguments(accelerator, &file), Vec::new()).await?;
     let status = guest.exited_within(KVM_PROBE_DEADLINE).await?;
     if status.is_none() {
         guest.kill().await?;

@@ -43,6 +43,8 @@ pub(super) struct Facts<'a> {
     pub(super) vnc: &'a Path,
     /// In the order of the package.
     pub(super) disks: &'a [DiskFacts],
+    /// Whether QEMU inherits a channel with the state to begin in.
+    pub(super) incoming: bool,
 }
 
 /// Where a disk's data is.
@@ -83,6 +85,10 @@ pub(super) fn arguments(machine: &Machine, facts: &Facts<'_>) -> Result<Vec<OsSt
     add_display(&mut line, facts)?;
     add_devices(&mut line, machine, facts)?;
     add_disks(&mut line, machine, facts)?;
+    if facts.incoming {
+        // Which one and how is said over the monitor.
+        line.option("-incoming", "defer");
+    }
     Ok(line.0)
 }
 

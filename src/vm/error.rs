@@ -116,6 +116,15 @@ pub enum Error {
         /// The last that it said.
         words: String,
     },
+    /// QEMU does not take the state that the machine was to begin in.
+    #[error("QEMU cannot load the saved state: {words}")]
+    NotLoaded {
+        /// The last that it said.
+        words: String,
+    },
+    /// The guest runs without all of its memory, and no more of it reaches QEMU.
+    #[error("QEMU has lost the way to the rest of the guest's memory, without which the guest cannot run on")]
+    MemoryLost,
     /// QEMU outlived SIGKILL.
     #[error("QEMU (process {pid}) does not end, even when killed")]
     Unkillable {

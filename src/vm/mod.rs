@@ -1,12 +1,15 @@
 //! Launches a virtual machine: QEMU on disks that an NBD server holds, with what the guest writes kept on this side.
 //!
 //! ```text
-//!   launch
+//!   start
 //!     │
 //!  Preparing ─── programs, run directory, accelerator, overlays
 //!     │
 //!  Starting ──── QEMU runs; it connects to our sockets for its monitor and its serial port
 //!     │
+//!  Loading ───── with a channel: QEMU reads the state of a saved VM from it (module `incoming`)
+//!     │   └───── it fails: abandoned, and the same machine may be started again, without it
+//!     │ run
 //!  Running ◀───▶ Standing      a disk failed; continued every few seconds (module `watch`)
 //!     │  │
 //!     │  └────── Ending        cancelled: QMP quit, then SIGTERM, then SIGKILL
@@ -20,11 +23,11 @@
 //! This module opens no URL. QEMU runs sandboxed as the user of this process and is given paths of sockets and overlays
 //! only; what the package says about the machine has passed the types of [`Machine`].
 
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
 use rustix::process::Signal;
 use tokio::net::{UnixListener, UnixStream};
-use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use vmnetx_format::machine::{Firmware, Machine};
 use vmnetx_format::{Binding, Digest, Name};
@@ -33,6 +36,7 @@ mod accel;
 mod command;
 mod display;
 mod error;
+mod incoming;
 mod limits;
 mod overlay;
 mod process;
@@ -45,6 +49,7 @@ pub use accel::Accel;
 pub use command::Network;
 pub use display::{Display, DisplayChoice};
 pub use error::Error;
+pub use incoming::Way;
 pub use process::Programs;
 pub use qmp::QmpError;
 pub use run_dir::RunDir;
@@ -52,7 +57,7 @@ pub use serial::SerialPort;
 
 use accel::Accelerator;
 use command::{DiskFacts, Facts};
-use limits::{QUIT_DEADLINE, QUIT_DEADLINE_SCRATCH, SERIAL_DRAIN_DEADLINE, START_DEADLINE, TERM_DEADLINE};
+use limits::{QUIT_DEADLINE, QUIT_DEADLINE_SCRATCH, START_DEADLINE, TERM_DEADLINE};
 use process::Process;
 use qmp::Qmp;
 
@@ -75,6 +80,9 @@ pub struct Spec {
     pub network: Network,
     /// Who listens to the first serial port, if anyone does.
     pub serial: Option<SerialPort>,
+    /// QEMU's end of the socket or pipe over which it gets the state that the machine begins in, as a migration; `None`: it
+    /// boots.
+    pub incoming: Option<OwnedFd>,
     /// The programs to run.
     pub programs: Programs,
     /// Where the run keeps its sockets and temporary overlays; removed when the launch ends.
@@ -107,21 +115,49 @@ pub enum Outcome {
     Cancelled,
 }
 
-/// Runs a machine until it ends or `shutdown` is cancelled.
+/// Boots a machine and runs it until it ends or `shutdown` is cancelled.
 ///
 /// When this returns nothing of the run is left but persistent overlays. Dropping the future kills QEMU at once.
 ///
 /// # Errors
 /// [`Error`]; whatever was started has been ended by then.
 pub async fn launch(spec: Spec, shutdown: CancellationToken) -> Result<Outcome, Error> {
-    check(&spec)?;
-    let Some(prepared) = shutdown.run_until_cancelled(prepare(&spec)).await else {
-        return Ok(Outcome::Cancelled);
-    };
-    match start(spec, prepared?, &shutdown).await? {
+    match start(spec, &shutdown).await? {
         Some(started) => started.run(&shutdown).await,
         None => Ok(Outcome::Cancelled),
     }
+}
+
+/// Starts a machine; `None` when cancelled before it was up. With [`Spec::incoming`] it waits for the state to begin in,
+/// else it boots.
+///
+/// # Errors
+/// [`Error`]; whatever was started has been ended by then.
+pub async fn start(mut spec: Spec, shutdown: &CancellationToken) -> Result<Option<Started>, Error> {
+    check(&spec)?;
+    let Some(prepared) = shutdown.run_until_cancelled(prepare(&spec)).await else { return Ok(None) };
+    let (monitor, monitor_path) = listen(&spec.run_dir, "monitor")?;
+    let serial = spec.serial.is_some().then(|| listen(&spec.run_dir, "serial")).transpose()?;
+    let vnc = spec.run_dir.socket("vnc")?;
+    let prepared = prepared?;
+    let facts = facts(&spec, &prepared, &monitor_path, serial.as_ref().map(|(_, path)| path.as_path()), &vnc);
+    let arguments = command::arguments(&spec.machine, &facts)?;
+    tracing::debug!(?arguments, "start {}", spec.programs.qemu.display());
+    let inherited = spec.incoming.take().into_iter().collect();
+    let mut process = Process::spawn(&spec.programs, &spec.programs.qemu, &arguments, inherited).await?;
+    let connecting = connect(&mut process, &monitor, serial.as_ref().map(|(listener, _)| listener));
+    let (qmp, serial) = match shutdown.run_until_cancelled(connecting).await {
+        Some(Ok(connected)) => connected,
+        // Nothing may go on when this returns, so the end is waited for.
+        Some(Err(error)) => return process.kill().await.and(Err(error)),
+        None => return process.kill().await.map(|_| None),
+    };
+    tracing::info!(pid = process.pid(), "{} runs", spec.name);
+    if spec.display == Display::Vnc {
+        tracing::info!("the screen is on the VNC socket {}", vnc.display());
+    }
+    let serial = serial.zip(spec.serial.take()).map(|(stream, port)| serial::Carrier::start(stream, port));
+    Ok(Some(Started { process, qmp, serial, spec }))
 }
 
 fn check(spec: &Spec) -> Result<(), Error> {
@@ -151,6 +187,19 @@ fn check_memory(wanted_mib: u64) -> Result<(), Error> {
 struct Prepared {
     accelerator: Accelerator,
     disks: Vec<DiskFacts>,
+}
+
+fn facts<'a>(
+    spec: &'a Spec,
+    prepared: &'a Prepared,
+    monitor: &'a Path,
+    serial: Option<&'a Path>,
+    vnc: &'a Path,
+) -> Facts<'a> {
+    let Spec { name, display, network, .. } = spec;
+    let incoming = spec.incoming.is_some();
+    let (accelerator, disks) = (prepared.accelerator, &prepared.disks);
+    Facts { name, accelerator, display: *display, network: *network, monitor, serial, vnc, disks, incoming }
 }
 
 async fn prepare(spec: &Spec) -> Result<Prepared, Error> {
@@ -186,52 +235,18 @@ async fn prepare_disk(disk: &DiskSpec, spec: &Spec) -> Result<DiskFacts, Error> 
 
 /// A QEMU that has come up.
 #[derive(Debug)]
-struct Started {
+pub struct Started {
     process: Process,
     qmp: Qmp,
-    serial: Option<JoinHandle<()>>,
-    disks: Vec<Name>,
-    persistent: bool,
-    // Goes last: the others use what is in it.
-    _run_dir: RunDir,
-}
-
-/// Starts QEMU; `None` when cancelled before it was up.
-async fn start(spec: Spec, prepared: Prepared, shutdown: &CancellationToken) -> Result<Option<Started>, Error> {
-    let (monitor, monitor_path) = listen(&spec.run_dir, "monitor")?;
-    let serial = spec.serial.is_some().then(|| listen(&spec.run_dir, "serial")).transpose()?;
-    let facts = Facts {
-        name: &spec.name,
-        accelerator: prepared.accelerator,
-        display: spec.display,
-        network: spec.network,
-        monitor: &monitor_path,
-        serial: serial.as_ref().map(|(_, path)| path.as_path()),
-        vnc: &spec.run_dir.socket("vnc")?,
-        disks: &prepared.disks,
-    };
-    let arguments = command::arguments(&spec.machine, &facts)?;
-    tracing::debug!(?arguments, "start {}", spec.programs.qemu.display());
-    let mut process = Process::spawn(&spec.programs, &spec.programs.qemu, &arguments).await?;
-    let connecting = connect(&mut process, &monitor, serial.as_ref().map(|(listener, _)| listener));
-    let (qmp, serial) = match shutdown.run_until_cancelled(connecting).await {
-        Some(Ok(connected)) => connected,
-        // Nothing may go on when this returns, so the end is waited for.
-        Some(Err(error)) => return process.kill().await.and(Err(error)),
-        None => return process.kill().await.map(|_| None),
-    };
-    tracing::info!(pid = process.pid(), "{} runs", spec.name);
-    if spec.display == Display::Vnc {
-        tracing::info!("the screen is on the VNC socket {}", facts.vnc.display());
-    }
-    let serial = serial.zip(spec.serial).map(|(stream, port)| tokio::spawn(serial::carry(stream, port)));
-    let disks = spec.disks.iter().map(|disk| disk.name.clone()).collect();
-    let persistent = spec.disks.iter().any(|disk| disk.persist.is_some());
-    Ok(Some(Started { process, qmp, serial, disks, persistent, _run_dir: spec.run_dir }))
+    serial: Option<serial::Carrier>,
+    // Goes last: the others use what is in its run directory.
+    spec: Spec,
 }
 
 fn listen(run_dir: &RunDir, name: &str) -> Result<(UnixListener, PathBuf), Error> {
     let path = run_dir.socket(name)?;
+    // A QEMU that was abandoned has used it.
+    let _ = std::fs::remove_file(&path);
     let listener = UnixListener::bind(&path);
     let listener = listener.map_err(|source| Error::io(format!("listen on {}", path.display()), source))?;
     Ok((listener, path))
@@ -267,8 +282,14 @@ async fn connect(
 }
 
 impl Started {
-    async fn run(mut self, shutdown: &CancellationToken) -> Result<Outcome, Error> {
-        let vm = watch::Vm::new(&mut self.process, &mut self.qmp, std::mem::take(&mut self.disks));
+    /// Watches the machine until it ends or `shutdown` is cancelled. When this returns nothing of the run is left but persistent
+    /// overlays; dropping the future kills QEMU at once.
+    ///
+    /// # Errors
+    /// [`Error`]; the machine has been ended by then.
+    pub async fn run(mut self, shutdown: &CancellationToken) -> Result<Outcome, Error> {
+        let disks = self.spec.disks.iter().map(|disk| disk.name.clone()).collect();
+        let vm = watch::Vm::new(&mut self.process, &mut self.qmp, disks);
         let outcome = vm.watch(shutdown).await;
         // Ended or not, there must be no QEMU after this.
         let ended = if matches!(outcome, Ok(Outcome::Cancelled)) {
@@ -276,13 +297,29 @@ impl Started {
         } else {
             self.process.kill().await.map(drop)
         };
-        self.drain_serial().await;
+        if let Some(serial) = self.serial {
+            serial.drain().await;
+        }
         ended.and(outcome)
+    }
+
+    /// Ends a machine whose guest has not run, and gives back what it was started from, to start it again otherwise.
+    ///
+    /// # Errors
+    /// [`Error`] when QEMU does not end.
+    pub async fn abandon(mut self) -> Result<Spec, Error> {
+        self.process.kill().await?;
+        let Self { mut spec, serial, .. } = self;
+        if let Some(serial) = serial {
+            spec.serial = serial.drain().await;
+        }
+        Ok(spec)
     }
 
     /// Ends a machine that runs.
     async fn end(&mut self) -> Result<(), Error> {
-        let deadline = if self.persistent { QUIT_DEADLINE } else { QUIT_DEADLINE_SCRATCH };
+        let persistent = self.spec.disks.iter().any(|disk| disk.persist.is_some());
+        let deadline = if persistent { QUIT_DEADLINE } else { QUIT_DEADLINE_SCRATCH };
         // Its answer does not matter: what counts is that QEMU ends.
         let quit = tokio::time::timeout(deadline, self.qmp.quit());
         if let Ok(Err(error)) = quit.await {
@@ -297,23 +334,6 @@ impl Started {
             }
         }
         Ok(())
-    }
-
-    /// Lets the rest of the serial port's output reach its listener.
-    async fn drain_serial(&mut self) {
-        if let Some(mut carrier) = self.serial.take()
-            && tokio::time::timeout(SERIAL_DRAIN_DEADLINE, &mut carrier).await.is_err()
-        {
-            carrier.abort();
-        }
-    }
-}
-
-impl Drop for Started {
-    fn drop(&mut self) {
-        if let Some(carrier) = &self.serial {
-            carrier.abort();
-        }
     }
 }
 

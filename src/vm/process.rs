@@ -9,13 +9,14 @@
 use std::collections::VecDeque;
 use std::ffi::OsString;
 use std::io::{self, Read};
-use std::os::fd::OwnedFd;
+use std::os::fd::{OwnedFd, RawFd};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use command_fds::{CommandFdExt, FdMapping};
 use rustix::process::{Pid, PidfdFlags, Signal};
 use tokio::sync::{oneshot, watch};
 
@@ -28,6 +29,9 @@ use super::limits::{
 /// sandbox kills QEMU (SIGSYS, seen with GTK and SDL); where there is one, it starts programs for whoever asks, which is what
 /// the sandbox is to prevent.
 const NO_SESSION_BUS: [(&str, &str); 2] = [("DBUS_SESSION_BUS_ADDRESS", "disabled:"), ("NO_AT_BRIDGE", "1")];
+
+/// The number that a child has its first inherited file under; the others follow.
+pub(super) const INHERITED_FD: RawFd = 3;
 
 /// The programs that a launch runs.
 #[derive(Debug, Clone)]
@@ -78,13 +82,23 @@ pub(super) struct Process {
 }
 
 impl Process {
-    /// Starts `program` so that it dies with us.
-    pub(super) async fn spawn(programs: &Programs, program: &Path, arguments: &[OsString]) -> Result<Self, Error> {
+    /// Starts `program` so that it dies with us. It inherits these files, from [`INHERITED_FD`] on, and no others; they are
+    /// closed on our side.
+    pub(super) async fn spawn(
+        programs: &Programs,
+        program: &Path,
+        arguments: &[OsString],
+        inherited: Vec<OwnedFd>,
+    ) -> Result<Self, Error> {
         let mut command = Command::new(&programs.setpriv);
         command.args(["--pdeathsig", "KILL", "--no-new-privs", "--"]).arg(program).args(arguments);
         command.envs(NO_SESSION_BUS);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).process_group(0);
         let failed = |source| Error::io(format!("start {}", program.display()), source);
+        let mappings = inherited.into_iter().zip(INHERITED_FD..);
+        let mappings = mappings.map(|(parent_fd, child_fd)| FdMapping { parent_fd, child_fd }).collect();
+        // No two have one number.
+        command.fd_mappings(mappings).map_err(|error| failed(io::Error::other(error)))?;
         let (started, starting) = oneshot::channel();
         std::thread::Builder::new()
             .name("child-keeper".to_owned())
@@ -151,7 +165,10 @@ impl Drop for Process {
 
 /// The life of a child's thread.
 fn keep(mut command: Command, started: oneshot::Sender<io::Result<Process>>) {
-    let mut child = match command.spawn() {
+    let spawned = command.spawn();
+    // With it goes our side of what the child has inherited.
+    drop(command);
+    let mut child = match spawned {
         Ok(child) => child,
         Err(error) => {
             let _ = started.send(Err(error));
@@ -244,7 +261,11 @@ mod tests {
     }
 
     async fn shell(script: &str) -> Process {
-        Process::spawn(&programs(), Path::new("/bin/sh"), &["-c".into(), script.into()]).await.unwrap()
+        inheriting(script, Vec::new()).await
+    }
+
+    async fn inheriting(script: &str, inherited: Vec<OwnedFd>) -> Process {
+        Process::spawn(&programs(), Path::new("/bin/sh"), &["-c".into(), script.into()], inherited).await.unwrap()
     }
 
     #[tokio::test]
@@ -253,6 +274,18 @@ mod tests {
         assert_eq!(process.exited().await.unwrap().code(), Some(3));
         assert_eq!(process.words(), "first\n  last \u{fffd}[31m");
         process.signal(Signal::KILL);
+    }
+
+    #[tokio::test]
+    async fn inherits_what_it_is_given_and_nothing_is_kept_of_it() {
+        let (mut ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
+        let (_, other) = std::os::unix::net::UnixStream::pair().unwrap();
+        let mut process = inheriting("echo over the channel >&4", vec![other.into(), theirs.into()]).await;
+        let mut said = String::new();
+        // Ends only when no other process, and we neither, has the other side.
+        ours.read_to_string(&mut said).unwrap();
+        assert_eq!(said, "over the channel\n");
+        assert!(process.exited().await.unwrap().success());
     }
 
     #[tokio::test]

@@ -6,6 +6,7 @@
 
 use std::collections::VecDeque;
 use std::io;
+use std::os::fd::RawFd;
 
 use bytes::BytesMut;
 use serde::Deserialize;
@@ -54,6 +55,8 @@ pub(super) enum Event {
     Resume,
     /// A disk failed a request.
     BlockIoError(BlockIoError),
+    /// An incoming migration got further.
+    Migration(MigrationStatus),
     /// Any other.
     Other,
 }
@@ -67,6 +70,19 @@ pub(super) enum ShutdownReason {
     Window,
     /// Someone told QEMU to quit: by its monitor or by a signal.
     Host,
+}
+
+/// How far an incoming migration is, as far as it matters here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum MigrationStatus {
+    /// All of the state is there.
+    Completed,
+    /// The state cannot be loaded.
+    Failed,
+    /// The guest has begun to run, and what is missing of its memory does not come any more.
+    Paused,
+    /// It goes on.
+    Other,
 }
 
 /// A request of the guest that failed.
@@ -165,14 +181,30 @@ impl Qmp {
         }
     }
 
+    /// Turns capabilities of migrations on, in both directions.
+    pub(super) async fn enable(&mut self, capabilities: &[&str]) -> Result<(), QmpError> {
+        let on: Vec<_> = capabilities.iter().map(|name| json!({ "capability": name, "state": true })).collect();
+        self.execute_with("migrate-set-capabilities", &json!({ "capabilities": on })).await.map(drop)
+    }
+
+    /// Begins to read the machine's state from a file that QEMU has inherited under this number.
+    pub(super) async fn migrate_incoming(&mut self, fd: RawFd) -> Result<(), QmpError> {
+        self.execute_with("migrate-incoming", &json!({ "uri": format!("fd:{fd}") })).await.map(drop)
+    }
+
     async fn execute(&mut self, command: &'static str) -> Result<Value, QmpError> {
-        let answer = tokio::time::timeout(QMP_REPLY_DEADLINE, self.ask(command)).await;
+        self.execute_with(command, &json!({})).await
+    }
+
+    async fn execute_with(&mut self, command: &'static str, arguments: &Value) -> Result<Value, QmpError> {
+        let answer = tokio::time::timeout(QMP_REPLY_DEADLINE, self.ask(command, arguments)).await;
         answer.map_err(|_| QmpError::Late { command })?
     }
 
-    async fn ask(&mut self, command: &'static str) -> Result<Value, QmpError> {
+    async fn ask(&mut self, command: &'static str, arguments: &Value) -> Result<Value, QmpError> {
         self.last_id += 1;
-        let request = json!({ "execute": command, "id": self.last_id }).to_string() + "\n";
+        let request = json!({ "execute": command, "arguments": arguments, "id": self.last_id });
+        let request = request.to_string() + "\n";
         self.stream.write_all(request.as_bytes()).await.map_err(QmpError::Socket)?;
         loop {
             let message = self.message().await?;
@@ -242,6 +274,12 @@ impl Event {
                 write: text("operation") == Some("write"),
                 no_space: flag("nospace"),
                 reason: shown(text("reason").unwrap_or("no reason given")),
+            }),
+            "MIGRATION" => Self::Migration(match text("status") {
+                Some("completed") => MigrationStatus::Completed,
+                Some("failed") => MigrationStatus::Failed,
+                Some("postcopy-paused") => MigrationStatus::Paused,
+                _ => MigrationStatus::Other,
             }),
             _ => Self::Other,
         }

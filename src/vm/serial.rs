@@ -5,8 +5,9 @@ use std::io;
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::UnixStream;
+use tokio::task::JoinHandle;
 
-use super::limits::SERIAL_BUFFER_BYTES;
+use super::limits::{SERIAL_BUFFER_BYTES, SERIAL_DRAIN_DEADLINE};
 
 /// The two ends of a serial cable.
 pub struct SerialPort {
@@ -22,11 +23,34 @@ impl fmt::Debug for SerialPort {
     }
 }
 
+/// The task that carries; dropping it lets go of the cable.
+#[derive(Debug)]
+pub(super) struct Carrier(JoinHandle<SerialPort>);
+
+impl Carrier {
+    pub(super) fn start(stream: UnixStream, port: SerialPort) -> Self {
+        Self(tokio::spawn(carry(stream, port)))
+    }
+
+    /// Lets the rest of what a QEMU that has ended wrote reach its listener. Gives the port for another QEMU, if that is not
+    /// too slow.
+    pub(super) async fn drain(mut self) -> Option<SerialPort> {
+        tokio::time::timeout(SERIAL_DRAIN_DEADLINE, &mut self.0).await.ok()?.ok()
+    }
+}
+
+impl Drop for Carrier {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
 /// Carries bytes until QEMU closes its side.
-pub(super) async fn carry(stream: UnixStream, port: SerialPort) {
+async fn carry(stream: UnixStream, mut port: SerialPort) -> SerialPort {
     let (from_guest, mut to_guest) = stream.into_split();
+    let SerialPort { output, input } = &mut port;
     let sending = async {
-        if let Some(input) = port.input {
+        if let Some(input) = input {
             send(input, &mut to_guest).await;
         }
         // The guest may talk on after its input has ended. Our half stays open: QEMU takes a closed one for a cable
@@ -34,9 +58,10 @@ pub(super) async fn carry(stream: UnixStream, port: SerialPort) {
         std::future::pending::<()>().await;
     };
     tokio::select! {
-        () = receive(from_guest, port.output) => {}
+        () = receive(from_guest, output) => {}
         () = sending => {}
     }
+    port
 }
 
 async fn receive(mut from_guest: impl AsyncRead + Unpin, output: impl AsyncWrite + Unpin) {
@@ -84,10 +109,13 @@ mod tests {
         drop(keyboard);
         qemu.write_all(b"login: ").await.unwrap();
         drop(qemu);
+        // The port is given back, for another QEMU.
+        let SerialPort { output, input } = carrier.await.unwrap();
+        assert!(input.is_some());
+        drop(output);
         let mut shown = String::new();
         screen.read_to_string(&mut shown).await.unwrap();
         assert_eq!(shown, "login: ");
-        carrier.await.unwrap();
     }
 
     #[tokio::test]

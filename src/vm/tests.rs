@@ -69,6 +69,7 @@ impl Bench {
             display: Display::None,
             network: Network::User,
             serial: None,
+            incoming: None,
             programs: Programs::find(Path::new("qemu-system-x86_64")).unwrap(),
             run_dir: RunDir::create(&self.scratch()).unwrap(),
         }
@@ -93,9 +94,7 @@ fn plain() -> Machine {
 }
 
 async fn started(spec: Spec) -> Result<Started, Error> {
-    check(&spec)?;
-    let prepared = prepare(&spec).await?;
-    Ok(start(spec, prepared, &CancellationToken::new()).await?.expect("nobody cancels"))
+    Ok(start(spec, &CancellationToken::new()).await?.expect("nobody cancels"))
 }
 
 /// Starts a machine and ends it.

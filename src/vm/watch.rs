@@ -18,7 +18,7 @@ use vmnetx_format::Name;
 
 use super::limits::{CONTINUE_PERIOD, EXIT_DEADLINE, STEADY_PERIOD};
 use super::process::Process;
-use super::qmp::{BlockIoError, Event, Qmp, QmpError, ShutdownReason, Status};
+use super::qmp::{BlockIoError, Event, MigrationStatus, Qmp, QmpError, ShutdownReason, Status};
 use super::{Error, Outcome, command};
 
 /// A VM that runs.
@@ -70,7 +70,10 @@ impl<'a> Vm<'a> {
                 Some(Ok(Event::Shutdown(reason))) => return self.ended(reason).await,
                 Some(Ok(Event::BlockIoError(error))) => self.failed = Some(error),
                 Some(Ok(Event::Stop)) => self.stopped().await?,
-                Some(Ok(Event::Resume | Event::Other)) => {}
+                Some(Ok(Event::Migration(MigrationStatus::Failed | MigrationStatus::Paused))) => {
+                    return Err(Error::MemoryLost);
+                }
+                Some(Ok(Event::Resume | Event::Migration(_) | Event::Other)) => {}
                 Some(Err(QmpError::Closed)) => return Err(self.process.died().await),
                 Some(Err(error)) => return Err(error.into()),
                 None => self.alarm().await?,

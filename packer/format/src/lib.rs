@@ -29,8 +29,8 @@ pub use digest::{Digest, DigestError, Hasher};
 pub use frame::{Compressor, FrameError, decode_frame};
 pub use link::{Envelope, Link, LinkError, Version};
 pub use manifest::{
-    Accelerator, DEVICE_STATE_IMAGE, DeviceStateImage, Disk, Manifest, ManifestError, ManifestImage, Memory, RamBlock,
-    ram_image_name,
+    Accelerator, DEVICE_STATE_IMAGE, DeviceStateImage, Disk, MAIN_RAM_BLOCK, Manifest, ManifestError, ManifestImage,
+    Memory, RamBlock, ram_image_name,
 };
 pub use name::{Name, NameError, Title};
 pub use order::{

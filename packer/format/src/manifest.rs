@@ -110,6 +110,10 @@ pub struct ManifestImage<'a> {
 /// What the names of RAM blocks as images begin with; disks have no `:` in theirs.
 pub(crate) const RAM_IMAGE_PREFIX: &str = "ram:";
 
+/// QEMU's name of the RAM block that is the guest's main memory, on the machine types that a package may have. QEMU has it full of
+/// zeros before a saved VM is loaded; into others it has put ROMs.
+pub const MAIN_RAM_BLOCK: &str = "pc.ram";
+
 /// The name of the device state as an image.
 pub const DEVICE_STATE_IMAGE: &str = "vm:device-state";
 

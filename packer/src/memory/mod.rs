@@ -19,7 +19,8 @@ use serde::Serialize;
 use vmnetx_format::machine::Machine;
 use vmnetx_format::migration::{Page, StreamReader};
 use vmnetx_format::{
-    Accelerator, Chunker, DEVICE_STATE_IMAGE, DeviceStateImage, Digest, Memory, RamBlock, Roots, ram_image_name,
+    Accelerator, Chunker, DEVICE_STATE_IMAGE, DeviceStateImage, Digest, MAIN_RAM_BLOCK, Memory, RamBlock, Roots,
+    ram_image_name,
 };
 use vmnetx_store::dir::Publisher;
 
@@ -29,9 +30,6 @@ use crate::disk::Source;
 use crate::{Error, Progress};
 
 pub use error::MemoryError;
-
-/// QEMU's name of guest RAM on the machine types that a package may have.
-const RAM: &str = "pc.ram";
 
 /// The saved memory of a package that is to be published, and what is known of the host that saved it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -208,7 +206,7 @@ impl Reading<'_> {
             return Err(MemoryError::IgnoreShared);
         }
         let described_bytes = self.machine.memory_mib.mib() << 20;
-        match reader.blocks().iter().find(|block| block.name == RAM) {
+        match reader.blocks().iter().find(|block| block.name == MAIN_RAM_BLOCK) {
             Some(block) if block.size_bytes == described_bytes => Ok(()),
             found => Err(MemoryError::Ram { saved_bytes: found.map_or(0, |block| block.size_bytes), described_bytes }),
         }

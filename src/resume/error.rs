@@ -1,0 +1,85 @@
+//! What can go wrong while a saved VM is resumed.
+
+use std::io;
+
+use vmnetx_format::migration::{ReturnPathError, StreamError, WriteError};
+use vmnetx_nbd_proto::client::ClientError;
+use vmnetx_store::failure::{Class, Told};
+
+use super::Failed;
+use crate::vm;
+
+/// Why a saved VM is not resumed, or cannot run on.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The package has no saved memory.
+    #[error("the package holds no saved memory")]
+    NoMemory,
+    /// The disks are not those of the saved VM any more.
+    #[error("an overlay of --persist has been run before, so its disk is not the one that the saved memory belongs to")]
+    OtherDisk,
+    /// No mode is left to try.
+    #[error("there is no mode in which the saved VM may be resumed")]
+    NoMode,
+    /// The machine.
+    #[error(transparent)]
+    Vm(#[from] vm::Error),
+    /// The server cannot give a part of the saved VM.
+    #[error("read {image} of the saved VM")]
+    Read {
+        /// The image.
+        image: String,
+        /// Why not.
+        source: ClientError,
+    },
+    /// The device state is none.
+    #[error("the package's device state")]
+    DeviceState(#[source] StreamError),
+    /// The package's RAM blocks are such as no VM has.
+    #[error("the package's saved memory")]
+    Parts(#[from] WriteError),
+    /// QEMU's end of the channel failed.
+    #[error("send the saved state to QEMU")]
+    Channel(#[source] io::Error),
+    /// What QEMU sends is not to be understood.
+    #[error("QEMU's requests for memory")]
+    Requests(#[from] ReturnPathError),
+    /// QEMU does not say what it must.
+    #[error("QEMU does not answer the migration")]
+    Silent,
+    /// QEMU has failed with what was sent.
+    #[error("QEMU says that resuming failed (status {0})")]
+    Shut(u32),
+    /// The task that feeds QEMU has ended.
+    #[error("the task that sends the guest's memory ended")]
+    Task,
+}
+
+impl Error {
+    pub(super) const fn into_failed(self) -> Failed {
+        Failed { error: self, spec: None }
+    }
+}
+
+impl Told for Error {
+    fn class(&self) -> Class {
+        match self {
+            Self::NoMemory | Self::OtherDisk => Class::Usage,
+            Self::Read { .. } => Class::Network,
+            Self::Vm(error) => error.class(),
+            Self::DeviceState(_) | Self::Parts(_) => Class::Integrity,
+            Self::Channel(_) | Self::Requests(_) | Self::Silent | Self::Shut(_) | Self::Task | Self::NoMode => {
+                Class::Failure
+            }
+        }
+    }
+
+    fn hint(&self) -> Option<String> {
+        Some(match self {
+            Self::NoMemory => "leave out --resume, and it boots".to_owned(),
+            Self::OtherDisk => "leave out --resume, and it boots; or name overlays that do not exist yet".to_owned(),
+            Self::Vm(error) => return error.hint(),
+            _ => return None,
+        })
+    }
+}

@@ -1,0 +1,141 @@
+//! Sending pages to a guest that runs: what it asks for first, then what lies beside that, then what comes from the background.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use tokio::net::unix::OwnedWriteHalf;
+use tokio::task::JoinSet;
+use vmnetx_format::migration::{PAGE_BYTES, PageAt, PageRange, PostcopyActive, ReturnMessage, StreamWriter};
+
+use super::background::Background;
+use super::{Messages, Shared, write};
+use crate::resume::limits::{BESIDE_MAX, DEMANDS_MAX, NEIGHBOURHOOD_BYTES};
+use crate::resume::saved::{Page, Pages};
+use crate::resume::{Error, Progress, Saved};
+
+/// The one who writes to QEMU.
+pub(super) struct Source<'a> {
+    saved: Arc<Saved>,
+    missing: Shared,
+    writer: StreamWriter<PostcopyActive>,
+    channel: OwnedWriteHalf,
+    out: Vec<u8>,
+    /// Pages that are being read because the guest waits for them: QEMU may ask again.
+    asked: HashSet<PageAt>,
+    /// Reads of pages that were asked for.
+    demanded: JoinSet<Result<Pages, Error>>,
+    /// Reads of what lies beside such pages.
+    beside: JoinSet<Result<Vec<Pages>, Error>>,
+    progress: &'a Progress,
+}
+
+impl<'a> Source<'a> {
+    pub(super) fn new(
+        saved: Arc<Saved>,
+        missing: Shared,
+        writer: StreamWriter<PostcopyActive>,
+        channel: OwnedWriteHalf,
+        progress: &'a Progress,
+    ) -> Self {
+        let (out, asked, demanded, beside) = (Vec::new(), HashSet::new(), JoinSet::new(), JoinSet::new());
+        Self { saved, missing, writer, channel, out, asked, demanded, beside, progress }
+    }
+
+    /// Sends until nothing is missing, and says so.
+    pub(super) async fn run(mut self, messages: &mut Messages, mut background: Background) -> Result<(), Error> {
+        while self.missing.lock().pages() > 0 {
+            tokio::select! {
+                biased;
+                message = messages.recv(), if self.demanded.len() < DEMANDS_MAX => self.hear(message.ok_or(Error::Silent)??)?,
+                Some(read) = self.demanded.join_next() => {
+                    let pages = read.map_err(|_| Error::Task)??;
+                    self.send(&pages).await?;
+                    self.look_beside(pages.range());
+                }
+                Some(read) = self.beside.join_next() => {
+                    for pages in read.map_err(|_| Error::Task)?? {
+                        self.send(&pages).await?;
+                    }
+                }
+                pages = background.next() => self.send(&pages?).await?,
+            }
+        }
+        self.writer.finish(&mut self.out);
+        write(&mut self.channel, &mut self.out).await
+    }
+
+    fn hear(&mut self, message: ReturnMessage) -> Result<(), Error> {
+        match message {
+            ReturnMessage::Pages(range) => {
+                let missing: Vec<_> = self.missing.lock().in_range(range).collect();
+                missing.into_iter().for_each(|range| self.demand(range));
+                Ok(())
+            }
+            ReturnMessage::Pong(_) => Ok(()),
+            ReturnMessage::Shut(status) => Err(Error::Shut(status)),
+        }
+    }
+
+    /// Reads pages that the guest waits for, unless they are being read.
+    fn demand(&mut self, range: PageRange) {
+        let is_new = pages_of(range).map(|at| self.asked.insert(at)).fold(false, |any, new| any | new);
+        if is_new {
+            let saved = Arc::clone(&self.saved);
+            self.demanded.spawn(async move { saved.read(range).await });
+        }
+    }
+
+    /// What the chunk of these pages has brought besides goes along: the guest will mostly want it, too.
+    fn look_beside(&mut self, range: PageRange) {
+        if self.beside.len() >= BESIDE_MAX {
+            return;
+        }
+        let (saved, missing) = (Arc::clone(&self.saved), self.missing.clone());
+        self.beside.spawn(async move { beside(&saved, &missing, range).await });
+    }
+
+    /// Sends those of these pages that were not sent.
+    async fn send(&mut self, pages: &Pages) -> Result<(), Error> {
+        let block = pages.range().block;
+        for (offset_bytes, page) in pages.iter() {
+            let at = PageAt { block, offset_bytes };
+            if !self.missing.lock().take(at) {
+                continue;
+            }
+            self.asked.remove(&at);
+            self.progress.advance(PAGE_BYTES as u64);
+            match page {
+                Page::Zero => self.writer.zero_page(at, &mut self.out)?,
+                Page::Data(bytes) => self.writer.page(at, bytes, &mut self.out)?,
+            }
+        }
+        self.writer.end_section(&mut self.out);
+        write(&mut self.channel, &mut self.out).await
+    }
+}
+
+/// The pages around a range that are on this host and were not sent.
+async fn beside(saved: &Saved, missing: &Shared, range: PageRange) -> Result<Vec<Pages>, Error> {
+    let PageRange { block, start_bytes, length_bytes } = range;
+    let size_bytes = saved.blocks.get(block).map_or(0, |block| block.size_bytes);
+    let start = start_bytes.saturating_sub(NEIGHBOURHOOD_BYTES);
+    let end = (start_bytes + length_bytes + NEIGHBOURHOOD_BYTES).min(size_bytes);
+    let around = PageRange { block, start_bytes: start, length_bytes: end.saturating_sub(start) };
+    if missing.lock().first_in(around).is_none() {
+        return Ok(Vec::new());
+    }
+    let mut read = Vec::new();
+    for run in saved.residency(around).await? {
+        let here = PageRange { block, start_bytes: run.start_bytes, length_bytes: run.length_bytes };
+        let wanted: Vec<_> = if run.is_here { missing.lock().in_range(here).collect() } else { Vec::new() };
+        for range in wanted {
+            read.push(saved.read(range).await?);
+        }
+    }
+    Ok(read)
+}
+
+fn pages_of(PageRange { block, start_bytes, length_bytes }: PageRange) -> impl Iterator<Item = PageAt> {
+    let offsets = (start_bytes..start_bytes + length_bytes).step_by(PAGE_BYTES);
+    offsets.map(move |offset_bytes| PageAt { block, offset_bytes })
+}

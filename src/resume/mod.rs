@@ -1,0 +1,222 @@
+//! Resumes a saved VM: what a package holds of it becomes the incoming migration of a QEMU.
+//!
+//! ```text
+//!  modes ──▶ QEMU starts and waits, the device state is read
+//!              │
+//!              ├─ lazy     postcopy: the guest runs at once, its memory follows (module `lazy`); refused ──▶ the next mode
+//!              ├─ stream   all of its memory, then the guest runs (module `stream`)
+//!              ▼
+//!            the guest runs          fails before: the machine is abandoned and given back, to boot it
+//! ```
+//!
+//! A saved VM is read over NBD from the server that has its disks, so its memory shares their tiers, retries and order.
+//! `docs/migration.md` has the streams.
+
+mod error;
+mod export;
+mod lazy;
+mod limits;
+mod progress;
+mod saved;
+mod stream;
+
+use std::fmt;
+use std::io;
+use std::os::unix::net::UnixStream as StdUnixStream;
+use std::sync::Arc;
+
+use tokio::net::UnixStream;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
+use vmnetx_format::migration::PageRange;
+
+use crate::vm::{self, Outcome, QmpError, Spec, Started, Way};
+
+pub use error::Error;
+pub use progress::Progress;
+pub use saved::Saved;
+pub use stream::send;
+
+/// How a saved VM is resumed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    /// The guest runs when its devices are loaded, and its memory follows. Needs userfaultfd.
+    Lazy,
+    /// The guest runs when all of its memory is there.
+    Stream,
+}
+
+/// A machine whose guest goes on from where it was saved.
+#[derive(Debug)]
+pub struct Resumed {
+    started: Started,
+    mode: Mode,
+    feeder: Feeder,
+}
+
+/// The task that writes to QEMU.
+type Feeder = AbortOnDropHandle<Result<(), Error>>;
+
+/// A machine that was not resumed.
+#[derive(Debug)]
+pub struct Failed {
+    /// Why not.
+    pub error: Error,
+    /// What it was to be started from, if it can be started otherwise.
+    pub spec: Option<Box<Spec>>,
+}
+
+/// What is to be resumed, and how.
+#[derive(Debug)]
+pub struct Plan {
+    /// The modes to try, the best first: the next one is taken when QEMU, or this host, has not what the one before needs.
+    pub modes: Vec<Mode>,
+    /// The pages that the guest is known to need first, in this sequence.
+    pub order: Vec<PageRange>,
+    /// Told of how far it is.
+    pub progress: Arc<Progress>,
+}
+
+impl fmt::Display for Mode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Lazy => "lazy",
+            Self::Stream => "stream",
+        })
+    }
+}
+
+impl Mode {
+    const fn way(self) -> Way {
+        match self {
+            Self::Lazy => Way::Lazy,
+            Self::Stream => Way::Stream,
+        }
+    }
+}
+
+impl From<Error> for Failed {
+    fn from(error: Error) -> Self {
+        Self { error, spec: None }
+    }
+}
+
+/// Starts a machine with the state of a saved VM, which is read meanwhile, and waits until its guest runs. `None` when cancelled
+/// before; nothing is left then.
+///
+/// # Errors
+/// [`Failed`]; QEMU has been ended by then.
+pub async fn start(
+    mut spec: Spec,
+    saved: impl Future<Output = Result<Saved, Error>>,
+    plan: Plan,
+    shutdown: &CancellationToken,
+) -> Result<Option<Resumed>, Failed> {
+    let (ours, theirs) = channel().map_err(|error| Error::Channel(error).into_failed())?;
+    spec.incoming = Some(theirs.into());
+    let saved = async { shutdown.run_until_cancelled(saved).await.transpose() };
+    let (started, saved) = tokio::join!(vm::start(spec, shutdown), saved);
+    let Some(mut started) = started.map_err(Error::from)? else { return Ok(None) };
+    let outcome = match saved {
+        Ok(None) => Ok(None),
+        Ok(Some(saved)) => shutdown.run_until_cancelled(load(&mut started, saved, ours, plan)).await.transpose(),
+        Err(error) => Err(error),
+    };
+    match outcome {
+        Ok(Some((mode, feeder))) => Ok(Some(Resumed { started, mode, feeder })),
+        Ok(None) => started.abandon().await.map_err(Error::from).map(|_| None).map_err(Error::into_failed),
+        Err(error) => match started.abandon().await {
+            Ok(spec) => Err(Failed { error, spec: Some(Box::new(spec)) }),
+            Err(other) => {
+                tracing::warn!("{other}");
+                Err(error.into())
+            }
+        },
+    }
+}
+
+/// Loads the state in the first mode that QEMU can, until the guest runs.
+async fn load(started: &mut Started, saved: Saved, channel: UnixStream, plan: Plan) -> Result<(Mode, Feeder), Error> {
+    let mode = receive(started, &plan.modes).await?;
+    let mut feeder = feed(mode, Arc::new(saved), channel, plan);
+    let mut is_fed = false;
+    let running = started.until_running();
+    tokio::pin!(running);
+    loop {
+        tokio::select! {
+            // If both fail, what was sent is why QEMU did.
+            biased;
+            fed = &mut feeder, if !is_fed => {
+                fed.map_err(|_| Error::Task)??;
+                is_fed = true;
+            }
+            ran = &mut running => {
+                ran?;
+                let feeder = if is_fed { AbortOnDropHandle::new(tokio::spawn(async { Ok(()) })) } else { feeder };
+                return Ok((mode, feeder));
+            }
+        }
+    }
+}
+
+/// Has QEMU wait for its state in the first of these modes that it can.
+async fn receive(started: &mut Started, modes: &[Mode]) -> Result<Mode, Error> {
+    let mut refusal = None;
+    for &mode in modes {
+        match started.receive(mode.way()).await {
+            Ok(()) => return Ok(mode),
+            Err(vm::Error::Qmp(error @ QmpError::Refused { .. })) => {
+                tracing::info!("the mode {mode} cannot be had here: {error}");
+                refusal = Some(error);
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Err(refusal.map_or(Error::NoMode, |error| vm::Error::Qmp(error).into()))
+}
+
+fn feed(mode: Mode, saved: Arc<Saved>, channel: UnixStream, plan: Plan) -> Feeder {
+    let Plan { order, progress, .. } = plan;
+    AbortOnDropHandle::new(tokio::spawn(async move {
+        match mode {
+            Mode::Lazy => lazy::serve(saved, channel, order, &progress).await,
+            Mode::Stream => send(&saved, channel, &progress).await,
+        }
+    }))
+}
+
+fn channel() -> io::Result<(UnixStream, StdUnixStream)> {
+    let (ours, theirs) = StdUnixStream::pair()?;
+    ours.set_nonblocking(true)?;
+    Ok((UnixStream::from_std(ours)?, theirs))
+}
+
+impl Resumed {
+    /// How it was resumed.
+    #[must_use]
+    pub const fn mode(&self) -> Mode {
+        self.mode
+    }
+
+    /// Runs the machine until it ends or `shutdown` is cancelled, and sends the rest of its memory meanwhile.
+    ///
+    /// # Errors
+    /// [`Error`], also when the rest of the memory cannot be had; the machine has been ended by then.
+    pub async fn run(self, shutdown: &CancellationToken) -> Result<Outcome, Error> {
+        let Self { started, mut feeder, .. } = self;
+        let lost = shutdown.child_token();
+        let running = started.run(&lost);
+        tokio::pin!(running);
+        tokio::select! {
+            outcome = &mut running => return Ok(outcome?),
+            fed = &mut feeder => if let Err(error) = fed.map_err(|_| Error::Task).flatten() {
+                // Without its memory the guest can only stand still.
+                lost.cancel();
+                // How it ends does not matter.
+                let _ = running.await;
+                return Err(error);
+            }
+        }
+        Ok(running.await?)
+    }
+}

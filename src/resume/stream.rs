@@ -1,0 +1,95 @@
+//! The mode `stream`: all of the saved VM goes through the channel before the guest runs, in order, as it comes from the server.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use tokio::io::{AsyncWrite, AsyncWriteExt};
+use tokio_util::task::AbortOnDropHandle;
+use vmnetx_format::MAIN_RAM_BLOCK;
+use vmnetx_format::migration::{Configuration, PageAt, PageRange, Precopy, StreamWriter};
+
+use super::limits::{SECTION_BYTES, STREAM_READ_BYTES, STREAM_READS_MAX};
+use super::saved::{Page, Pages};
+use super::{Error, Progress, Saved};
+
+/// Writes a saved VM to QEMU's incoming migration, or to libvirt's restore behind a head of its own. Of its RAM,
+/// [`STREAM_READS_MAX`] reads of [`STREAM_READ_BYTES`] are in memory at most, however slowly the channel takes them.
+///
+/// # Errors
+/// [`Error`] when the saved VM cannot be read, or the channel fails.
+pub async fn send(saved: &Arc<Saved>, channel: impl AsyncWrite + Unpin, progress: &Progress) -> Result<(), Error> {
+    let mut sending = Sending { channel, out: Vec::with_capacity(2 * SECTION_BYTES) };
+    let Configuration { machine, .. } = &saved.configuration;
+    let mut writer =
+        StreamWriter::<Precopy>::start(&Configuration::new(machine), saved.blocks.clone(), &mut sending.out)?;
+    progress.begin(saved.ram_bytes());
+    let mut reads = Reads { saved, ranges: ranges(saved), under_way: VecDeque::new() };
+    while let Some(pages) = reads.next().await? {
+        let PageRange { block, length_bytes, .. } = pages.range();
+        let is_main = saved.blocks.get(block).is_some_and(|block| block.name == MAIN_RAM_BLOCK);
+        for (offset_bytes, page) in pages.iter() {
+            let at = PageAt { block, offset_bytes };
+            match page {
+                // QEMU has zeros there by itself.
+                Page::Zero if is_main => {}
+                Page::Zero => writer.zero_page(at, &mut sending.out)?,
+                Page::Data(bytes) => writer.page(at, bytes, &mut sending.out)?,
+            }
+        }
+        if sending.out.len() >= SECTION_BYTES {
+            writer.end_section(&mut sending.out);
+            sending.flush().await?;
+        }
+        progress.advance(length_bytes);
+    }
+    writer.finish(&saved.device_state, &mut sending.out);
+    sending.flush().await?;
+    sending.channel.shutdown().await.map_err(Error::Channel)
+}
+
+/// What is on its way to the channel.
+struct Sending<W> {
+    channel: W,
+    out: Vec<u8>,
+}
+
+impl<W: AsyncWrite + Unpin> Sending<W> {
+    async fn flush(&mut self) -> Result<(), Error> {
+        self.channel.write_all(&self.out).await.map_err(Error::Channel)?;
+        self.out.clear();
+        Ok(())
+    }
+}
+
+/// Reads of all RAM, a few at once, whose results come in order.
+struct Reads<'a, R> {
+    saved: &'a Arc<Saved>,
+    ranges: R,
+    under_way: VecDeque<AbortOnDropHandle<Result<Pages, Error>>>,
+}
+
+impl<R: Iterator<Item = PageRange>> Reads<'_, R> {
+    async fn next(&mut self) -> Result<Option<Pages>, Error> {
+        while self.under_way.len() < STREAM_READS_MAX
+            && let Some(range) = self.ranges.next()
+        {
+            let saved = Arc::clone(self.saved);
+            self.under_way.push_back(AbortOnDropHandle::new(tokio::spawn(async move { saved.read(range).await })));
+        }
+        match self.under_way.pop_front() {
+            Some(read) => read.await.map_err(|_| Error::Task)?.map(Some),
+            None => Ok(None),
+        }
+    }
+}
+
+/// All RAM in the pieces in which it is read.
+fn ranges(saved: &Saved) -> impl Iterator<Item = PageRange> + use<> {
+    let sizes: Vec<_> = saved.blocks.iter().map(|block| block.size_bytes).collect();
+    sizes.into_iter().enumerate().flat_map(|(block, size_bytes)| {
+        (0..size_bytes).step_by(STREAM_READ_BYTES as usize).map(move |start_bytes| {
+            let length_bytes = STREAM_READ_BYTES.min(size_bytes - start_bytes);
+            PageRange { block, start_bytes, length_bytes }
+        })
+    })
+}

@@ -1,0 +1,63 @@
+//! The state of a saved VM on its way into a QEMU that waits for it.
+//!
+//! QEMU reads from a channel that it has inherited ([`Spec::incoming`](super::Spec::incoming)); whoever has the other end writes
+//! what `docs/migration.md` describes. Capabilities come first: QEMU refuses those that it, or this host, does not have, and
+//! waits on.
+
+use super::qmp::{Event, MigrationStatus, QmpError};
+use super::{Error, Started, process};
+
+/// How the state comes, and with it what QEMU must be able to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Way {
+    /// All of it before the guest runs.
+    Stream,
+    /// The devices, and memory as the guest asks for it: needs userfaultfd.
+    Lazy,
+}
+
+impl Way {
+    const fn capabilities(self) -> &'static [&'static str] {
+        match self {
+            Self::Stream => &["events"],
+            Self::Lazy => &["events", "postcopy-ram"],
+        }
+    }
+}
+
+impl Started {
+    /// Makes QEMU read its state from its channel.
+    ///
+    /// # Errors
+    /// [`QmpError::Refused`] when QEMU cannot, or may not on this host; it waits on, and another way may do.
+    pub async fn receive(&mut self, way: Way) -> Result<(), Error> {
+        self.qmp.enable(way.capabilities()).await?;
+        Ok(self.qmp.migrate_incoming(process::INHERITED_FD).await?)
+    }
+
+    /// Waits until the guest runs. That is as long as the network takes; whoever does not want to wait drops the future.
+    ///
+    /// # Errors
+    /// [`Error`] when QEMU does not take the state; the guest has not run then.
+    pub async fn until_running(&mut self) -> Result<(), Error> {
+        loop {
+            match self.qmp.event().await {
+                // By itself: that the saved VM was running is part of its state only if it was saved so.
+                Ok(Event::Migration(MigrationStatus::Completed)) => return Ok(self.qmp.cont().await?),
+                Ok(Event::Migration(MigrationStatus::Failed)) => return Err(self.not_loaded().await),
+                Ok(Event::Resume) => return Ok(()),
+                Ok(_) => {}
+                Err(QmpError::Closed) => return Err(self.not_loaded().await),
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    async fn not_loaded(&mut self) -> Error {
+        // Its last words come just before its end.
+        match self.process.died().await {
+            Error::QemuDied { words, .. } => Error::NotLoaded { words },
+            error => error,
+        }
+    }
+}
