@@ -1,12 +1,15 @@
-//! `rehearse`: boots a package in a scratch VM, records what the boot reads, and publishes the order.
+//! `rehearse`: boots or resumes a package in a scratch VM, records what that reads, and publishes the order.
 
 use std::io::Write;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
+use clap::ValueEnum;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use vmnetx_format::{Digest, Name, Record};
+use tokio_util::task::AbortOnDropHandle;
+use vmnetx_format::{Digest, Manifest, Name, Record};
 use vmnetx_nbd::control::Control;
 use vmnetx_nbd::control::api::{AttachRequest, AttachmentId, OrderUse};
 use vmnetx_pack::cli::{SigningArgs, WaitArgs};
@@ -15,11 +18,18 @@ use vmnetx_store::{LinkArgs, interrupt};
 
 use super::Error;
 use super::run::{AccelArg, NetworkArg, accel, disks, manifest, network, request};
+use crate::resume::{self, Failed, Fill, Mode, Plan, Saved};
 use crate::server::{Lease, Sizes, Wanted};
 use crate::vm::{self, Display, Outcome, Programs, RunDir, Spec};
 
 /// Bytes of chunks that a rehearsal keeps in memory.
 const MEMORY_BYTES: u64 = 512 << 20;
+
+/// A boot is over when it has read nothing new for so long, and after so long at the latest.
+const BOOT_OVER: (Duration, Duration) = (Duration::from_secs(20), Duration::from_secs(600));
+
+/// The same of resuming: a guest that runs goes on touching memory for ever.
+const RESUME_OVER: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(10));
 
 /// How often a rehearsal is looked at.
 const LOOK: Duration = Duration::from_millis(250);
@@ -27,25 +37,29 @@ const LOOK: Duration = Duration::from_millis(250);
 /// Between two reports of how far it is.
 const REPORT: Duration = Duration::from_secs(10);
 
-/// Boot the package that LINK names in a scratch VM, and publish in REPO the order in which the boot reads it.
+/// Boot or resume the package that LINK names in a scratch VM, and publish in REPO the order in which it is read.
 ///
 /// LINK is a package of REPO, wherever it is read from. Nobody sees the VM, and what it writes is thrown away. Readers then fetch
-/// what a boot needs ahead of their guests, in a few long requests.
+/// what is needed ahead of their guests, in a few long requests.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     #[command(flatten)]
-    of: LinkArgs,
+    link: LinkArgs,
     /// The directory of the repository that gets the order.
     repo: PathBuf,
-    /// Boot so many times: what only one boot of several reads comes last.
+    /// What the VM does: auto resumes a package that has memory, and boots others.
+    #[arg(long, value_enum, default_value_t)]
+    of: OfArg,
+    /// Do it so many times: what only one of several reads comes last.
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=16))]
     runs: u32,
-    /// The boot is over when it has read nothing new for so many seconds, or the guest powers off.
-    #[arg(long, value_name = "SECONDS", default_value_t = 20)]
-    quiet_for: u64,
-    /// End each boot after so many seconds at the latest.
-    #[arg(long, value_name = "SECONDS", default_value_t = 600)]
-    at_most: u64,
+    /// It is over when the VM has read nothing new for so many seconds, or the guest powers off [default: 20 for a boot, 2 for
+    /// resuming].
+    #[arg(long, value_name = "SECONDS")]
+    quiet_for: Option<u64>,
+    /// End each after so many seconds at the latest [default: 600 for a boot, 10 for resuming].
+    #[arg(long, value_name = "SECONDS")]
+    at_most: Option<u64>,
     /// What runs the guest's instructions; auto is KVM where it works.
     #[arg(long, value_enum, default_value_t)]
     accel: AccelArg,
@@ -67,7 +81,16 @@ pub(super) struct Args {
     json: bool,
 }
 
-/// One boot that was recorded.
+/// What a rehearsed VM does.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+enum OfArg {
+    #[default]
+    Auto,
+    Boot,
+    Resume,
+}
+
+/// A rehearsal that was recorded.
 struct Rehearsed {
     name: Name,
     version: Digest,
@@ -84,7 +107,7 @@ pub(super) async fn run(args: Args) -> Result<(), Error> {
         tracing::info!("rehearsal {number} of {}", args.runs);
         let Some(Rehearsed { name, version, record }) = rehearse(&args, &shutdown).await? else { return Ok(()) };
         records.push(record);
-        // Publishing goes on meanwhile, perhaps; the order is for what was booted last.
+        // Publishing goes on meanwhile, perhaps; the order is for what was run last.
         of = Some((name, version));
     }
     let Some((name, version)) = of else { return Ok(()) };
@@ -103,15 +126,16 @@ pub(super) async fn run(args: Args) -> Result<(), Error> {
     Ok(())
 }
 
-/// Boots once; nothing if the user has ended it.
+/// Boots or resumes once; nothing if the user has ended it.
 async fn rehearse(args: &Args, shutdown: &CancellationToken) -> Result<Option<Rehearsed>, Error> {
-    let request = request(&args.of)?;
-    let request = AttachRequest { order: OrderUse::Off, record: true, ..request };
+    let request = request(&args.link)?;
+    let memory = args.of != OfArg::Boot;
+    let request = AttachRequest { order: OrderUse::Off, record: true, memory, ..request };
     // A server of its own: nothing is kept of a rehearsal.
     let attaching = Lease::take(&Wanted::Private, Sizes { memory_bytes: MEMORY_BYTES, disk_bytes: 0 }, request);
     let Some(lease) = shutdown.run_until_cancelled(attaching).await else { return Ok(None) };
     let lease = lease?;
-    let launched = boot(args, &lease, shutdown).await;
+    let launched = launch(args, &lease, shutdown).await;
     let record = match launched {
         Ok(_) => lease.control().record(&lease.attached().id).await.map_err(Error::from),
         Err(error) => Err(error),
@@ -128,15 +152,19 @@ async fn rehearse(args: &Args, shutdown: &CancellationToken) -> Result<Option<Re
     Ok(Some(Rehearsed { name, version, record }))
 }
 
-/// Boots what is attached until the boot is over.
-async fn boot(args: &Args, lease: &Lease, shutdown: &CancellationToken) -> Result<(), Error> {
+/// Boots or resumes what is attached until that is over.
+async fn launch(args: &Args, lease: &Lease, shutdown: &CancellationToken) -> Result<(), Error> {
     let attached = lease.attached();
     let manifest = manifest(attached)?;
+    let resumes = manifest.memory.is_some() && args.of != OfArg::Boot;
+    if args.of == OfArg::Resume && !resumes {
+        return Err(resume::Error::NoMemory.into());
+    }
     let spec = Spec {
         name: attached.name.clone(),
         version: attached.version,
         disks: disks(&manifest, attached),
-        machine: manifest.machine,
+        machine: manifest.machine.clone(),
         accel: accel(args.accel),
         display: Display::None,
         network: network(args.network),
@@ -146,22 +174,34 @@ async fn boot(args: &Args, lease: &Lease, shutdown: &CancellationToken) -> Resul
         run_dir: RunDir::temporary().await?,
     };
     let over = shutdown.child_token();
-    let watching = tokio::spawn(watch(
+    let (quiet_for, at_most) = if resumes { RESUME_OVER } else { BOOT_OVER };
+    let watching = AbortOnDropHandle::new(tokio::spawn(watch(
         lease.control().clone(),
         attached.id.clone(),
-        Duration::from_secs(args.quiet_for),
-        Duration::from_secs(args.at_most),
+        args.quiet_for.map_or(quiet_for, Duration::from_secs),
+        args.at_most.map_or(at_most, Duration::from_secs),
         over.clone(),
-    ));
-    let launched = vm::launch(spec, over).await;
-    watching.abort();
-    if launched? == Outcome::Closed {
+    )));
+    let outcome = if resumes { resume(lease, &manifest, spec, &over).await? } else { vm::launch(spec, over).await? };
+    drop(watching);
+    if outcome == Outcome::Closed {
         tracing::warn!("the VM was closed; what it has read until then is taken");
     }
     Ok(())
 }
 
-/// Ends the boot when it is over.
+/// Resumes what is attached lazily, with nothing but what the guest asks for, so that nothing else is recorded.
+async fn resume(lease: &Lease, manifest: &Manifest, spec: Spec, over: &CancellationToken) -> Result<Outcome, Error> {
+    let plan = Plan { modes: vec![Mode::Lazy], fill: Fill::OnDemand, progress: Arc::default() };
+    let saved = Saved::open(lease.control(), lease.attached(), manifest);
+    match resume::start(spec, saved, plan, over).await {
+        Ok(Some(resumed)) => Ok(resumed.run(over).await?),
+        Ok(None) => Ok(Outcome::Cancelled),
+        Err(Failed { error, .. }) => Err(error.into()),
+    }
+}
+
+/// Ends the rehearsal when it is over.
 async fn watch(control: Control, id: AttachmentId, quiet_for: Duration, at_most: Duration, over: CancellationToken) {
     let start = Instant::now();
     let (mut touches, mut last, mut reported) = (0, start, start);
@@ -195,12 +235,7 @@ fn put(report: &OrderReport, json: bool) {
     } else {
         let megabytes = |bytes: u64| bytes as f64 / 1e6;
         let bytes = report.orders.iter().map(|order| order.info.stored_bytes).sum();
-        format!(
-            "{} fetches {:.1} MB ahead when it boots (serial {})",
-            report.named.name,
-            megabytes(bytes),
-            report.named.serial
-        )
+        format!("{} fetches {:.1} MB ahead (serial {})", report.named.name, megabytes(bytes), report.named.serial)
     };
     let _ = writeln!(std::io::stdout(), "{text}");
 }

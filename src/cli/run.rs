@@ -15,7 +15,7 @@ use vmnetx_store::{LinkArgs, default_cache_dir, interrupt};
 
 use super::resume::{ResumeArg, Show, Shown};
 use super::{Error, stdio};
-use crate::resume::{self, Failed, Plan, Saved};
+use crate::resume::{self, Failed, Fill, Plan, Saved};
 use crate::server::{Lease, Sizes, Wanted};
 use crate::vm::{self, Accel, DiskSpec, Display, DisplayChoice, Network, Outcome, Programs, RunDir, SerialPort, Spec};
 
@@ -176,7 +176,7 @@ impl Run<'_> {
         let Some(lease) = self.attach(wants_memory).await? else { return Ok(Outcome::Cancelled) };
         lease.attached().notices.iter().for_each(NoticeText::log);
         tracing::info!("{} version {}", lease.attached().name, lease.attached().version);
-        let launched = self.launch(lease.attached(), wants_memory).await;
+        let launched = self.launch(&lease, wants_memory).await;
         end(lease).await;
         match launched? {
             Launched::Ended(outcome) => Ok(outcome),
@@ -211,11 +211,12 @@ impl Run<'_> {
     }
 
     /// Resumes the VM if it was saved and is to be resumed, and else boots it.
-    async fn launch(&self, attached: &Attached, wants_memory: bool) -> Result<Launched, Error> {
+    async fn launch(&self, lease: &Lease, wants_memory: bool) -> Result<Launched, Error> {
+        let attached = lease.attached();
         let manifest = manifest(attached)?;
         let spec = self.spec(attached, &manifest).await?;
         if wants_memory && manifest.memory.is_some() {
-            return self.resume(attached, &manifest, spec).await;
+            return self.resume(lease, &manifest, spec).await;
         }
         if matches!(self.args.resume, ResumeArg::Lazy | ResumeArg::Stream) {
             return Err(resume::Error::NoMemory.into());
@@ -223,11 +224,11 @@ impl Run<'_> {
         Ok(Launched::Ended(vm::launch(spec, self.shutdown.clone()).await?))
     }
 
-    async fn resume(&self, attached: &Attached, manifest: &Manifest, spec: Spec) -> Result<Launched, Error> {
+    async fn resume(&self, lease: &Lease, manifest: &Manifest, spec: Spec) -> Result<Launched, Error> {
         let show = if self.args.json { Show::Json } else { Show::Words };
         let mut shown = Shown::start(show);
-        let plan = Plan { modes: self.args.resume.modes(), order: Vec::new(), progress: shown.progress() };
-        let saved = Saved::open(attached.socket.clone().into(), manifest);
+        let plan = Plan { modes: self.args.resume.modes(), fill: Fill::All, progress: shown.progress() };
+        let saved = Saved::open(lease.control(), lease.attached(), manifest);
         let resumed = match resume::start(spec, saved, plan, &self.shutdown).await {
             Ok(Some(resumed)) => resumed,
             Ok(None) => return Ok(Launched::Ended(Outcome::Cancelled)),

@@ -56,6 +56,11 @@ pub enum Error {
 }
 
 impl Error {
+    /// Whether it may be no more than that QEMU has ended.
+    pub(super) const fn is_of_channel(&self) -> bool {
+        matches!(self, Self::Channel(_) | Self::Silent)
+    }
+
     pub(super) const fn into_failed(self) -> Failed {
         Failed { error: self, spec: None }
     }

@@ -26,11 +26,13 @@ use std::os::unix::net::UnixStream as StdUnixStream;
 use std::sync::Arc;
 
 use tokio::net::UnixStream;
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
-use vmnetx_format::migration::PageRange;
 
 use crate::vm::{self, Outcome, QmpError, Spec, Started, Way};
+
+use limits::END_DEADLINE;
 
 pub use error::Error;
 pub use progress::Progress;
@@ -44,6 +46,15 @@ pub enum Mode {
     Lazy,
     /// The guest runs when all of its memory is there.
     Stream,
+}
+
+/// Which memory a guest that runs lazily is given.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fill {
+    /// What it asks for, what it probably will, and in the end all.
+    All,
+    /// What it asks for and nothing else, as long as it runs: to see what that is.
+    OnDemand,
 }
 
 /// A machine whose guest goes on from where it was saved.
@@ -71,8 +82,8 @@ pub struct Failed {
 pub struct Plan {
     /// The modes to try, the best first: the next one is taken when QEMU, or this host, has not what the one before needs.
     pub modes: Vec<Mode>,
-    /// The pages that the guest is known to need first, in this sequence.
-    pub order: Vec<PageRange>,
+    /// What a guest is given that runs lazily.
+    pub fill: Fill,
     /// Told of how far it is.
     pub progress: Arc<Progress>,
 }
@@ -176,10 +187,10 @@ async fn receive(started: &mut Started, modes: &[Mode]) -> Result<Mode, Error> {
 }
 
 fn feed(mode: Mode, saved: Arc<Saved>, channel: UnixStream, plan: Plan) -> Feeder {
-    let Plan { order, progress, .. } = plan;
+    let Plan { fill, progress, .. } = plan;
     AbortOnDropHandle::new(tokio::spawn(async move {
         match mode {
-            Mode::Lazy => lazy::serve(saved, channel, order, &progress).await,
+            Mode::Lazy => lazy::serve(saved, channel, fill, &progress).await,
             Mode::Stream => send(&saved, channel, &progress).await,
         }
     }))
@@ -210,6 +221,12 @@ impl Resumed {
         tokio::select! {
             outcome = &mut running => return Ok(outcome?),
             fed = &mut feeder => if let Err(error) = fed.map_err(|_| Error::Task).flatten() {
+                // A QEMU that ends, for whatever reason, closes its channel first.
+                if error.is_of_channel()
+                    && let Ok(outcome) = timeout(END_DEADLINE, &mut running).await
+                {
+                    return Ok(outcome?);
+                }
                 // Without its memory the guest can only stand still.
                 lost.cancel();
                 // How it ends does not matter.

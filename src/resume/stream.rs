@@ -8,12 +8,12 @@ use tokio_util::task::AbortOnDropHandle;
 use vmnetx_format::MAIN_RAM_BLOCK;
 use vmnetx_format::migration::{Configuration, PageAt, PageRange, Precopy, StreamWriter};
 
-use super::limits::{SECTION_BYTES, STREAM_READ_BYTES, STREAM_READS_MAX};
+use super::limits::{SECTION_BYTES, STREAM_READS_MAX};
 use super::saved::{Page, Pages};
 use super::{Error, Progress, Saved};
 
 /// Writes a saved VM to QEMU's incoming migration, or to libvirt's restore behind a head of its own. Of its RAM,
-/// [`STREAM_READS_MAX`] reads of [`STREAM_READ_BYTES`] are in memory at most, however slowly the channel takes them.
+/// [`STREAM_READS_MAX`] reads are in memory at most, however slowly the channel takes them.
 ///
 /// # Errors
 /// [`Error`] when the saved VM cannot be read, or the channel fails.
@@ -23,7 +23,7 @@ pub async fn send(saved: &Arc<Saved>, channel: impl AsyncWrite + Unpin, progress
     let mut writer =
         StreamWriter::<Precopy>::start(&Configuration::new(machine), saved.blocks.clone(), &mut sending.out)?;
     progress.begin(saved.ram_bytes());
-    let mut reads = Reads { saved, ranges: ranges(saved), under_way: VecDeque::new() };
+    let mut reads = Reads { saved, ranges: saved.pieces().into_iter(), under_way: VecDeque::new() };
     while let Some(pages) = reads.next().await? {
         let PageRange { block, length_bytes, .. } = pages.range();
         let is_main = saved.blocks.get(block).is_some_and(|block| block.name == MAIN_RAM_BLOCK);
@@ -81,15 +81,4 @@ impl<R: Iterator<Item = PageRange>> Reads<'_, R> {
             None => Ok(None),
         }
     }
-}
-
-/// All RAM in the pieces in which it is read.
-fn ranges(saved: &Saved) -> impl Iterator<Item = PageRange> + use<> {
-    let sizes: Vec<_> = saved.blocks.iter().map(|block| block.size_bytes).collect();
-    sizes.into_iter().enumerate().flat_map(|(block, size_bytes)| {
-        (0..size_bytes).step_by(STREAM_READ_BYTES as usize).map(move |start_bytes| {
-            let length_bytes = STREAM_READ_BYTES.min(size_bytes - start_bytes);
-            PageRange { block, start_bytes, length_bytes }
-        })
-    })
 }

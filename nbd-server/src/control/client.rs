@@ -104,6 +104,16 @@ impl Control {
         Record::decode(&bytes).map_err(|error| self.wrong(error))
     }
 
+    /// What the recorded order of an attachment says is touched, in its sequence; waits until the server has the order.
+    ///
+    /// # Errors
+    /// As [`Self::record`].
+    pub async fn order(&self, id: &AttachmentId) -> Result<Record, Error> {
+        let path = format!("/v1/attachments/{id}/order");
+        let bytes = self.bytes(Method::GET, &path, Bytes::new(), CONTROL_ANSWER_TIMEOUT).await?;
+        Record::decode(&bytes).map_err(|error| self.wrong(error))
+    }
+
     /// What the server did.
     ///
     /// # Errors

@@ -52,6 +52,7 @@ fn described() -> OpenApiRouter<Host> {
         .routes(routes!(attach, attachment, detach))
         .routes(routes!(hold))
         .routes(routes!(record))
+        .routes(routes!(ordered))
         .merge(keep::routes())
 }
 
@@ -169,6 +170,20 @@ async fn hold(State(host): State<Host>, peer: Peer, Path(id): Path<String>) -> R
 ))]
 async fn record(State(host): State<Host>, peer: Peer, Path(id): Path<String>) -> Result<Response, Error> {
     let record = host.find(peer, &attachment_id(&id)?)?.record()?;
+    let bytes = record.encode().map_err(Error::Unrecordable)?;
+    Ok(([(CONTENT_TYPE, "application/json")], bytes).into_response())
+}
+
+/// What the recorded order of an attachment says is touched, in the form of a record; it waits until the order is here. There
+/// are no touches where there is no order, or none is replayed.
+#[utoipa::path(get, path = "/v1/attachments/{id}/order", params(("id" = AttachmentId, Path)), responses(
+    (status = 200, body = Object),
+    (status = 403, body = Problem),
+    (status = 404, body = Problem),
+    (status = 500, body = Problem),
+))]
+async fn ordered(State(host): State<Host>, peer: Peer, Path(id): Path<String>) -> Result<Response, Error> {
+    let record = host.find(peer, &attachment_id(&id)?)?.ordered().await?;
     let bytes = record.encode().map_err(Error::Unrecordable)?;
     Ok(([(CONTENT_TYPE, "application/json")], bytes).into_response())
 }

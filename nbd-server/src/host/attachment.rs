@@ -99,6 +99,11 @@ impl Attachment {
         recorder.record().map_err(Error::Unrecordable)
     }
 
+    /// What its recorded order says is touched; waits until the order is here.
+    pub(crate) async fn ordered(&self) -> Result<Record, Error> {
+        self.package.ordered().await.map_err(Error::Unrecordable)
+    }
+
     /// Whether a request asks for what this is.
     pub(super) fn check(&self, request: &AttachRequest, location: &Location) -> Result<(), Error> {
         let had = &self.request;

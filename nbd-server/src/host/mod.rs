@@ -313,7 +313,7 @@ impl Host {
         let store = self.0.store.for_reader(self.reader(request)?);
         let package = match request.order {
             OrderUse::Auto => store.package_in_order(location, request.purpose()).await,
-            OrderUse::Off => store.package(location).await,
+            OrderUse::Off => store.package_for(location, request.purpose()).await,
         }?;
         let listener = folder.listen(id.as_str(), owner)?;
         let attachment = self.attachment(id.clone(), owner, (store, package), request.clone(), &listener)?;

@@ -8,8 +8,8 @@ use tokio::sync::oneshot;
 use url::Url;
 use vmnetx_format::limits::LINK_BYTES_MAX;
 use vmnetx_format::{
-    Digest, Envelope, LayoutObject, Link, LinkError, Manifest, PublicKey, Purpose, Version, layout_path, link_path,
-    manifest_path,
+    Digest, Envelope, LayoutObject, Link, LinkError, Manifest, PublicKey, Purpose, Record, RecordError, RecordTouch,
+    Touch, Version, layout_path, link_path, manifest_path,
 };
 
 use crate::cache::Ahead;
@@ -53,9 +53,13 @@ struct Head {
 }
 
 impl Package {
-    /// Opens the version that `location` names; with a purpose, its recorded order of that is replayed.
-    pub(crate) async fn open(store: &Store, location: &Location, purpose: Option<Purpose>) -> Result<Self, Error> {
-        let in_order = purpose.is_some();
+    /// Opens the version that `location` names; in order, its recorded order of the purpose is replayed.
+    pub(crate) async fn open(
+        store: &Store,
+        location: &Location,
+        purpose: Purpose,
+        in_order: bool,
+    ) -> Result<Self, Error> {
         let ahead = if in_order { ahead_of_link(store, location).await } else { None };
         let Head { link, url, believed, mirrors, shown, bytes: link_bytes } = read_link(store, location).await?;
         let version = match &location.version {
@@ -89,8 +93,7 @@ impl Package {
         let layout = LayoutObject::decode(&layout_object.bytes, &images)
             .map_err(|source| Error::Tree { image: link.link.name.to_string(), source })?;
         // Without memory there is nothing to resume. A replay that does not listen has ended.
-        let purpose = purpose.filter(|purpose| *purpose == Purpose::Boot || manifest.memory.is_some());
-        let purpose = purpose.unwrap_or(Purpose::Boot);
+        let purpose = if manifest.memory.is_some() { purpose } else { Purpose::Boot };
         let _ = tell_purpose.send(purpose);
         let parts = manifest.images().zip(images).zip(layout.images);
         let images = parts.map(|((image, (geometry, _)), roots)| {
@@ -206,6 +209,30 @@ impl Package {
     #[must_use]
     pub fn order_counts(&self) -> Option<OrderCounts> {
         self.order.as_ref().and_then(OrderReplay::counts)
+    }
+
+    /// What its recorded order says is touched, in its sequence; waits until the order is here. No touches if there is none, or
+    /// it is not replayed.
+    ///
+    /// # Errors
+    /// [`RecordError`] for more touches than a record may have, of several orders.
+    pub async fn ordered(&self) -> Result<Record, RecordError> {
+        let touches = match &self.order {
+            Some(order) => order.touches().await,
+            None => Vec::new(),
+        };
+        let touch = |Touch { image, first_block, blocks, after_ms }: Touch| {
+            let image = self.images.get(image as usize)?.name().to_owned();
+            Some(RecordTouch { after_ms, image, first_block, blocks })
+        };
+        let mut touches: Vec<_> = touches.into_iter().filter_map(touch).collect();
+        // One order after the other: times begin anew.
+        let mut latest = 0;
+        touches.iter_mut().for_each(|touch| {
+            latest = latest.max(touch.after_ms);
+            touch.after_ms = latest;
+        });
+        Record::new(self.version.manifest, self.purpose, touches)
     }
 
     /// What its origin was asked for and gave so far.

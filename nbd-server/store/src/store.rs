@@ -160,16 +160,24 @@ impl Store {
     /// [`Error`] when link, manifest or layout cannot be had or are not what their digests say, or when the link is not to
     /// be believed.
     pub async fn package(&self, location: &Location) -> Result<Package, Error> {
-        Package::open(self, location, None).await
+        self.package_for(location, Purpose::Boot).await
     }
 
-    /// Opens the package that a link names and starts to fetch, ahead of its readers, what its recorded order of the purpose
-    /// says. A package without memory can only be booted, whatever the purpose.
+    /// The same for another purpose than booting: what is recorded of it is an order of that. A package without memory can only
+    /// be booted, whatever the purpose.
+    ///
+    /// # Errors
+    /// As [`Self::package`].
+    pub async fn package_for(&self, location: &Location, purpose: Purpose) -> Result<Package, Error> {
+        Package::open(self, location, purpose, false).await
+    }
+
+    /// As [`Self::package_for`], and starts to fetch, ahead of its readers, what its recorded order of the purpose says.
     ///
     /// # Errors
     /// As [`Self::package`]. An order that cannot be had is no error: readers fetch for themselves.
     pub async fn package_in_order(&self, location: &Location, purpose: Purpose) -> Result<Package, Error> {
-        Package::open(self, location, Some(purpose)).await
+        Package::open(self, location, purpose, true).await
     }
 
     /// The memory tier's cache.

@@ -10,23 +10,30 @@ use tokio_util::task::AbortOnDropHandle;
 use vmnetx_format::migration::PageRange;
 
 use super::Shared;
-use crate::resume::limits::{BRING_BYTES, BRINGS_MAX, ORDER_LOOK, ORDER_STALL_MAX, PUSH_BYTES, PUSH_BYTES_PER_S};
+use super::activity::Activity;
+use crate::resume::limits::{BRING_SLOW, BRINGS_MAX, ORDER_LOOK, ORDER_STALL_MAX, PUSH_BYTES, PUSH_BYTES_PER_S, TIMER};
 use crate::resume::saved::Pages;
 use crate::resume::{Error, Saved};
 
 /// The task that reads them, a piece or two ahead of who sends them.
 pub(super) struct Background {
     pieces: mpsc::Receiver<Result<Pages, Error>>,
-    _task: AbortOnDropHandle<()>,
+    _task: Option<AbortOnDropHandle<()>>,
 }
 
 impl Background {
-    pub(super) fn start(saved: Arc<Saved>, missing: Shared, order: Vec<PageRange>) -> Self {
+    /// One that reads nothing.
+    pub(super) fn none() -> Self {
+        Self { pieces: mpsc::channel(1).1, _task: None }
+    }
+
+    pub(super) fn start(saved: Arc<Saved>, missing: Shared, activity: Arc<Activity>) -> Self {
         let (sender, pieces) = mpsc::channel(1);
         let task = tokio::spawn(async move {
-            let mut work = Work { saved, missing, pieces: sender.clone(), next: Instant::now() };
+            let mut work = Work { saved, missing, activity, pieces: sender.clone(), next: Instant::now() };
             let done = async {
-                work.push_order(order).await?;
+                work.push_order().await?;
+                work.activity.order_is_done();
                 work.push_rest().await
             };
             if let Err(error) = done.await {
@@ -34,7 +41,7 @@ impl Background {
                 let _ = sender.send(Err(error)).await;
             }
         });
-        Self { pieces, _task: AbortOnDropHandle::new(task) }
+        Self { pieces, _task: Some(AbortOnDropHandle::new(task)) }
     }
 
     /// The next pages; waits for ever when there are no more.
@@ -46,9 +53,13 @@ impl Background {
     }
 }
 
+/// A piece that the server brings, and how long that took.
+type Bringing = AbortOnDropHandle<Result<Duration, Error>>;
+
 struct Work {
     saved: Arc<Saved>,
     missing: Shared,
+    activity: Arc<Activity>,
     pieces: mpsc::Sender<Result<Pages, Error>>,
     /// When the next piece may go, so that the guest has the processor in between.
     next: Instant,
@@ -57,9 +68,9 @@ struct Work {
 impl Work {
     /// Pushes what is known to be needed as the server brings it, in the same sequence; it does so by itself. What does not come
     /// for a while is left to the guest's requests, and to the rest.
-    async fn push_order(&mut self, order: Vec<PageRange>) -> Result<(), Error> {
-        let mut last_here = Instant::now();
-        for range in order {
+    async fn push_order(&mut self) -> Result<(), Error> {
+        let (saved, mut last_here) = (Arc::clone(&self.saved), Instant::now());
+        for &range in &saved.order {
             while !self.is_here(range).await? {
                 if last_here.elapsed() > ORDER_STALL_MAX {
                     return Ok(());
@@ -80,18 +91,23 @@ impl Work {
         Ok(self.saved.residency(range).await?.iter().all(|run| run.is_here))
     }
 
-    /// Has all that is missing brought, several pieces at once, and pushes it.
+    /// Has all that is missing brought and pushes it. So much is under way at once as comes within [`BRING_SLOW`]: what the
+    /// guest asks for waits behind it on the line.
     async fn push_rest(&mut self) -> Result<(), Error> {
-        let mut under_way = VecDeque::new();
-        let pieces: Vec<_> = self.pieces_of_ram().collect();
-        for range in pieces {
-            if under_way.len() >= BRINGS_MAX {
-                self.push_brought(&mut under_way).await?;
+        let (mut under_way, mut at_once) = (VecDeque::new(), 1);
+        for range in self.saved.pieces() {
+            if self.missing.lock().first_in(range).is_none() {
+                continue;
             }
-            let (saved, missing) = (Arc::clone(&self.saved), self.missing.clone());
+            while under_way.len() >= at_once {
+                let took = self.push_brought(&mut under_way).await?;
+                at_once = if took > BRING_SLOW { 1.max(at_once - 1) } else { BRINGS_MAX.min(at_once + 1) };
+            }
+            self.activity.quiet().await;
+            let saved = Arc::clone(&self.saved);
             let bring = async move {
-                let is_wanted = missing.lock().first_in(range).is_some();
-                if is_wanted { saved.bring(range).await } else { Ok(()) }
+                let start = Instant::now();
+                saved.bring(range).await.map(|()| start.elapsed())
             };
             under_way.push_back((range, AbortOnDropHandle::new(tokio::spawn(bring))));
         }
@@ -101,40 +117,30 @@ impl Work {
         Ok(())
     }
 
-    async fn push_brought(
-        &mut self,
-        under_way: &mut VecDeque<(PageRange, AbortOnDropHandle<Result<(), Error>>)>,
-    ) -> Result<(), Error> {
-        let Some((range, brought)) = under_way.pop_front() else { return Ok(()) };
-        brought.await.map_err(|_| Error::Task)??;
-        self.push(range).await
+    /// Pushes the piece that was asked for first; how long it took to come.
+    async fn push_brought(&mut self, under_way: &mut VecDeque<(PageRange, Bringing)>) -> Result<Duration, Error> {
+        let Some((range, brought)) = under_way.pop_front() else { return Ok(Duration::ZERO) };
+        let took = brought.await.map_err(|_| Error::Task)??;
+        self.push(range).await?;
+        Ok(took)
     }
 
-    fn pieces_of_ram(&self) -> impl Iterator<Item = PageRange> + use<> {
-        let sizes: Vec<_> = self.saved.blocks.iter().map(|block| block.size_bytes).collect();
-        sizes.into_iter().enumerate().flat_map(|(block, size_bytes)| {
-            (0..size_bytes).step_by(BRING_BYTES as usize).map(move |start_bytes| {
-                let length_bytes = BRING_BYTES.min(size_bytes - start_bytes);
-                PageRange { block, start_bytes, length_bytes }
-            })
-        })
-    }
-
-    /// Hands the missing pages of a range over.
-    async fn push(&mut self, mut range: PageRange) -> Result<(), Error> {
-        loop {
-            let Some(found) = self.missing.lock().first_in(range) else { return Ok(()) };
-            let length_bytes = found.length_bytes.min(PUSH_BYTES);
-            let pages = self.saved.read(PageRange { length_bytes, ..found }).await?;
-            sleep_until(self.next).await;
-            let nanos = length_bytes.saturating_mul(1_000_000_000) / PUSH_BYTES_PER_S;
-            self.next = self.next.max(Instant::now()) + Duration::from_nanos(nanos);
-            if self.pieces.send(Ok(pages)).await.is_err() {
-                return Ok(());
+    /// Hands the missing pages of a range over, in small parts, and not faster than the guest can bear.
+    async fn push(&mut self, range: PageRange) -> Result<(), Error> {
+        let wanted = self.missing.lock().reads_in(range);
+        for range in wanted {
+            for (part, data_bytes) in self.saved.read(range).await?.in_parts(PUSH_BYTES) {
+                // Timers are coarse: what is not worth one is waited for together with the next.
+                if self.next > Instant::now() + TIMER {
+                    sleep_until(self.next).await;
+                }
+                let nanos = data_bytes.saturating_mul(1_000_000_000) / PUSH_BYTES_PER_S;
+                self.next = self.next.max(Instant::now()) + Duration::from_nanos(nanos);
+                if self.pieces.send(Ok(part)).await.is_err() {
+                    return Ok(());
+                }
             }
-            let stop = found.start_bytes + length_bytes;
-            range =
-                PageRange { start_bytes: stop, length_bytes: range.start_bytes + range.length_bytes - stop, ..range };
         }
+        Ok(())
     }
 }

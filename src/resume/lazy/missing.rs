@@ -2,6 +2,8 @@
 
 use vmnetx_format::migration::{Block, PAGE_BYTES, PageAt, PageRange};
 
+use crate::resume::saved::in_pieces;
+
 const PAGE: u64 = PAGE_BYTES as u64;
 const WORD_PAGES: u64 = u64::BITS as u64;
 
@@ -56,6 +58,11 @@ impl Missing {
         let after = move |start_bytes| PageRange { start_bytes, length_bytes: end - start_bytes, ..range };
         let first = self.first_in(range);
         std::iter::successors(first, move |found| self.first_in(after(found.start_bytes + found.length_bytes)))
+    }
+
+    /// The missing pages of a range in pieces that are read at once.
+    pub(super) fn reads_in(&self, range: PageRange) -> Vec<PageRange> {
+        self.in_range(range).flat_map(in_pieces).collect()
     }
 
     /// All missing pages.
@@ -139,6 +146,7 @@ mod tests {
             let range = PageRange { block: 0, start_bytes: start * PAGE, length_bytes: length * PAGE };
             model.retain(|&(block, page)| block == 0 && (start..start + length).contains(&page));
             prop_assert_eq!(missing.in_range(range).collect::<Vec<_>>(), ranges_of(&model));
+            prop_assert_eq!(missing.reads_in(range), ranges_of(&model));
         }
     }
 }

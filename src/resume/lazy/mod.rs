@@ -10,6 +10,7 @@
 //! waits long. Reads outlast outages (module `export`): the guest stands still on a page, it does not crash. When every page
 //! has been sent, QEMU needs us no more.
 
+mod activity;
 mod background;
 mod missing;
 mod source;
@@ -26,25 +27,25 @@ use vmnetx_format::migration::{
     Configuration, PAGE_BYTES, PageAt, PageRange, PostcopySetup, ReturnMessage, ReturnPath, StreamWriter,
 };
 
+use self::activity::Activity;
 use self::background::Background;
 use self::missing::Missing;
 use self::source::Source;
 use super::limits::{ANSWER_DEADLINE, BEFORE_BYTES_MAX, REQUESTS_MAX};
 use super::saved::{Page, Pages};
-use super::{Error, Progress, Saved};
+use super::{Error, Fill, Progress, Saved};
 
 /// What QEMU asks and answers.
 type Messages = mpsc::Receiver<Result<ReturnMessage, Error>>;
 
-/// Resumes a saved VM over the channel of a QEMU that receives lazily. `order` are the pages that it is known to need first, in
-/// this sequence. Returns when QEMU has all of its memory.
+/// Resumes a saved VM over the channel of a QEMU that receives lazily. Returns when QEMU has all of its memory.
 ///
 /// # Errors
 /// [`Error`]; if the guest runs already, it cannot run on.
 pub(super) async fn serve(
     saved: Arc<Saved>,
     channel: UnixStream,
-    order: Vec<PageRange>,
+    fill: Fill,
     progress: &Progress,
 ) -> Result<(), Error> {
     let (reader, mut channel) = channel.into_split();
@@ -62,14 +63,20 @@ pub(super) async fn serve(
         return Err(Error::Silent);
     }
     let mut before = Before { saved: &saved, setup: &mut setup, missing: &missing, sent_bytes: 0 };
-    before.send(&order, &mut channel, &mut out).await?;
+    if fill == Fill::All {
+        before.send(&saved.order, &mut channel, &mut out).await?;
+    }
     progress.advance(before.sent_bytes);
 
     let writer = setup.run(missing.lock().ranges(), &saved.device_state, &mut out)?;
     saved.guest_runs();
     write(&mut channel, &mut out).await?;
-    let background = Background::start(Arc::clone(&saved), missing.clone(), order);
-    let source = Source::new(saved, missing, writer, channel, progress);
+    let activity = Arc::new(Activity::new(fill));
+    let background = match fill {
+        Fill::All => Background::start(Arc::clone(&saved), missing.clone(), Arc::clone(&activity)),
+        Fill::OnDemand => Background::none(),
+    };
+    let source = Source::new(saved, missing, activity, writer, channel, progress);
     source.run(&mut messages, background).await?;
     loop {
         match answer(&mut messages).await? {

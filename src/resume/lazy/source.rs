@@ -7,16 +7,18 @@ use tokio::net::unix::OwnedWriteHalf;
 use tokio::task::JoinSet;
 use vmnetx_format::migration::{PAGE_BYTES, PageAt, PageRange, PostcopyActive, ReturnMessage, StreamWriter};
 
+use super::activity::Activity;
 use super::background::Background;
 use super::{Messages, Shared, write};
-use crate::resume::limits::{BESIDE_MAX, DEMANDS_MAX, NEIGHBOURHOOD_BYTES};
+use crate::resume::limits::{AROUND_BYTES, AROUNDS_MAX, BESIDE_MAX, DEMANDS_MAX, NEIGHBOURHOOD_BYTES};
 use crate::resume::saved::{Page, Pages};
-use crate::resume::{Error, Progress, Saved};
+use crate::resume::{Error, Fill, Progress, Saved};
 
 /// The one who writes to QEMU.
 pub(super) struct Source<'a> {
     saved: Arc<Saved>,
     missing: Shared,
+    activity: Arc<Activity>,
     writer: StreamWriter<PostcopyActive>,
     channel: OwnedWriteHalf,
     out: Vec<u8>,
@@ -26,6 +28,10 @@ pub(super) struct Source<'a> {
     demanded: JoinSet<Result<Pages, Error>>,
     /// Reads of what lies beside such pages.
     beside: JoinSet<Result<Vec<Pages>, Error>>,
+    /// The same of what is brought for that.
+    around: JoinSet<Result<Vec<Pages>, Error>>,
+    /// What has been brought so: blocks, and numbers of pieces of [`AROUND_BYTES`] in them.
+    brought: HashSet<(usize, u64)>,
     progress: &'a Progress,
 }
 
@@ -33,12 +39,25 @@ impl<'a> Source<'a> {
     pub(super) fn new(
         saved: Arc<Saved>,
         missing: Shared,
+        activity: Arc<Activity>,
         writer: StreamWriter<PostcopyActive>,
         channel: OwnedWriteHalf,
         progress: &'a Progress,
     ) -> Self {
-        let (out, asked, demanded, beside) = (Vec::new(), HashSet::new(), JoinSet::new(), JoinSet::new());
-        Self { saved, missing, writer, channel, out, asked, demanded, beside, progress }
+        Self {
+            saved,
+            missing,
+            activity,
+            writer,
+            channel,
+            out: Vec::new(),
+            asked: HashSet::new(),
+            demanded: JoinSet::new(),
+            beside: JoinSet::new(),
+            around: JoinSet::new(),
+            brought: HashSet::new(),
+            progress,
+        }
     }
 
     /// Sends until nothing is missing, and says so.
@@ -57,6 +76,11 @@ impl<'a> Source<'a> {
                         self.send(&pages).await?;
                     }
                 }
+                Some(read) = self.around.join_next() => {
+                    for pages in read.map_err(|_| Error::Task)?? {
+                        self.send(&pages).await?;
+                    }
+                }
                 pages = background.next() => self.send(&pages?).await?,
             }
         }
@@ -67,7 +91,7 @@ impl<'a> Source<'a> {
     fn hear(&mut self, message: ReturnMessage) -> Result<(), Error> {
         match message {
             ReturnMessage::Pages(range) => {
-                let missing: Vec<_> = self.missing.lock().in_range(range).collect();
+                let missing = self.missing.lock().reads_in(range);
                 missing.into_iter().for_each(|range| self.demand(range));
                 Ok(())
             }
@@ -80,14 +104,36 @@ impl<'a> Source<'a> {
     fn demand(&mut self, range: PageRange) {
         let is_new = pages_of(range).map(|at| self.asked.insert(at)).fold(false, |any, new| any | new);
         if is_new {
+            self.activity.demand();
             let saved = Arc::clone(&self.saved);
             self.demanded.spawn(async move { saved.read(range).await });
+            if self.activity.is_order_done() {
+                self.bring_around(range);
+            }
         }
+    }
+
+    /// Has what lies around these pages brought while they are read: a guest that nothing is recorded of mostly goes on
+    /// near by, and each round trip that it does not wait for is worth some bytes.
+    fn bring_around(&mut self, range: PageRange) {
+        let piece = range.start_bytes / AROUND_BYTES;
+        if self.around.len() >= AROUNDS_MAX || !self.brought.insert((range.block, piece)) {
+            return;
+        }
+        let size_bytes = self.saved.blocks.get(range.block).map_or(0, |block| block.size_bytes);
+        let start_bytes = piece * AROUND_BYTES;
+        let length_bytes = AROUND_BYTES.min(size_bytes.saturating_sub(start_bytes));
+        let around = PageRange { block: range.block, start_bytes, length_bytes };
+        let (saved, missing) = (Arc::clone(&self.saved), self.missing.clone());
+        self.around.spawn(async move {
+            saved.bring(around).await?;
+            read_missing(&saved, &missing, around).await
+        });
     }
 
     /// What the chunk of these pages has brought besides goes along: the guest will mostly want it, too.
     fn look_beside(&mut self, range: PageRange) {
-        if self.beside.len() >= BESIDE_MAX {
+        if self.activity.fill() == Fill::OnDemand || self.beside.len() >= BESIDE_MAX {
             return;
         }
         let (saved, missing) = (Arc::clone(&self.saved), self.missing.clone());
@@ -125,12 +171,19 @@ async fn beside(saved: &Saved, missing: &Shared, range: PageRange) -> Result<Vec
         return Ok(Vec::new());
     }
     let mut read = Vec::new();
-    for run in saved.residency(around).await? {
+    for run in saved.residency(around).await?.into_iter().filter(|run| run.is_here) {
         let here = PageRange { block, start_bytes: run.start_bytes, length_bytes: run.length_bytes };
-        let wanted: Vec<_> = if run.is_here { missing.lock().in_range(here).collect() } else { Vec::new() };
-        for range in wanted {
-            read.push(saved.read(range).await?);
-        }
+        read.extend(read_missing(saved, missing, here).await?);
+    }
+    Ok(read)
+}
+
+/// Those of these pages that were not sent.
+async fn read_missing(saved: &Saved, missing: &Shared, range: PageRange) -> Result<Vec<Pages>, Error> {
+    let wanted = missing.lock().reads_in(range);
+    let mut read = Vec::new();
+    for range in wanted {
+        read.push(saved.read(range).await?);
     }
     Ok(read)
 }

@@ -6,10 +6,10 @@
 
 use std::sync::{Arc, OnceLock};
 
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 use tokio::task::JoinSet;
 use tokio_util::task::AbortOnDropHandle;
-use vmnetx_format::{Digest, OrderFrame, Purpose, Version};
+use vmnetx_format::{Digest, OrderFrame, Purpose, Touch, Version};
 
 use super::read::read;
 use super::{OrderCounts, Plan};
@@ -23,6 +23,8 @@ use crate::tier::{Tier, Wanted, Why};
 #[derive(Debug)]
 pub(crate) struct OrderReplay {
     plan: Arc<OnceLock<Plan>>,
+    /// What the orders say is touched, once they are here.
+    touches: watch::Receiver<Option<Vec<Touch>>>,
     _task: AbortOnDropHandle<()>,
 }
 
@@ -37,6 +39,7 @@ impl OrderReplay {
         (plan, purpose): (Arc<OnceLock<Plan>>, oneshot::Receiver<Purpose>),
     ) -> Self {
         let (store, origin, orders) = (store.clone(), Arc::clone(origin), version.orders.clone());
+        let (tell, touches) = watch::channel(None);
         let task = tokio::spawn({
             let plan = Arc::clone(&plan);
             async move {
@@ -49,15 +52,25 @@ impl OrderReplay {
                 }
                 // Nobody tells it of a package that cannot be opened.
                 let Ok(purpose) = purpose.await else { return };
-                let wanted = all.iter().filter(|order| order.purpose() == purpose);
-                let frames: Vec<_> = wanted.flat_map(|order| order.frames().iter().cloned()).collect();
+                all.retain(|order| order.purpose() == purpose);
+                let touches = all.iter().flat_map(|order| order.touches().iter().copied()).collect();
+                tell.send_replace(Some(touches));
+                let frames: Vec<_> = all.iter().flat_map(|order| order.frames().iter().cloned()).collect();
                 if !frames.is_empty() {
                     plan.get_or_init(|| Plan::new(frames));
                     replay(&plan, &tiers, store.memory_bytes()).await;
                 }
             }
         });
-        Self { plan, _task: AbortOnDropHandle::new(task) }
+        Self { plan, touches, _task: AbortOnDropHandle::new(task) }
+    }
+
+    /// What the orders say is touched, in their sequence; waits until they are here.
+    pub(crate) async fn touches(&self) -> Vec<Touch> {
+        let mut touches = self.touches.clone();
+        // A replay that has ended without orders says nothing any more.
+        let known = touches.wait_for(Option::is_some).await;
+        known.ok().and_then(|known| known.clone()).unwrap_or_default()
     }
 
     /// What came of it until now; nothing before the orders are here.
