@@ -141,7 +141,7 @@ pub(super) fn in_pieces(range: PageRange) -> impl Iterator<Item = PageRange> {
 }
 
 // A touch of an image is counted in blocks of the format, each of them a page.
-const _: () = assert!(BLOCK_BYTES as usize == PAGE_BYTES);
+const _: () = assert!(BLOCK_BYTES == PAGE_BYTES);
 
 impl Pages {
     /// Each page with its offset in the block.
