@@ -170,6 +170,7 @@ async fn launch(args: &Args, lease: &Lease, shutdown: &CancellationToken) -> Res
         network: network(args.network),
         serial: None,
         incoming: None,
+        claim: None,
         programs: Programs::find(&args.qemu)?,
         run_dir: RunDir::temporary().await?,
     };

@@ -15,6 +15,7 @@ use vmnetx_store::{LinkArgs, default_cache_dir, interrupt};
 
 use super::resume::{ResumeArg, Show, Shown};
 use super::{Error, stdio};
+use crate::registry::{Claim, Registry, RegistryError};
 use crate::resume::{self, Failed, Fill, Plan, Saved};
 use crate::server::{Lease, Sizes, Wanted};
 use crate::vm::{self, Accel, DiskSpec, Display, DisplayChoice, Network, Outcome, Programs, RunDir, SerialPort, Spec};
@@ -30,7 +31,8 @@ const RETRY_FOR: Duration = Duration::from_secs(15);
 pub(super) struct Args {
     #[command(flatten)]
     of: LinkArgs,
-    /// Call the VM this instead of the package's name.
+    /// Call the VM this, which no other of yours may be called. Without it, it has the package's name, with a number if that
+    /// is taken.
     #[arg(long, value_name = "VM")]
     name: Option<Name>,
     /// What runs the guest's instructions; auto is KVM where it works.
@@ -256,8 +258,9 @@ impl Run<'_> {
         let args = self.args;
         let mut disks = disks(manifest, attached);
         keep(&mut disks, &args.persist)?;
+        let claim = claim(args.name.as_ref(), &attached.name)?;
         Ok(Spec {
-            name: args.name.clone().unwrap_or_else(|| attached.name.clone()),
+            name: claim.as_ref().map(Claim::name).or(args.name.as_ref()).unwrap_or(&attached.name).clone(),
             version: attached.version,
             disks,
             accel: accel(args.accel),
@@ -266,6 +269,7 @@ impl Run<'_> {
             serial: self.serial(manifest.machine.serial)?,
             machine: manifest.machine.clone(),
             incoming: None,
+            claim,
             programs: self.programs.clone(),
             run_dir: RunDir::temporary().await?,
         })
@@ -279,6 +283,28 @@ impl Run<'_> {
             Some(SerialArg::Stdio) => stdio(),
             None if self.display == Display::None && has_port && !self.args.json => stdio(),
             None => Ok(None),
+        }
+    }
+}
+
+/// Enters the VM among those that run: under the name that the user gave, which must be free, or one like its package's.
+fn claim(given: Option<&Name>, package: &Name) -> Result<Option<Claim>, Error> {
+    let claimed = Registry::of_user().and_then(|registry| match given {
+        Some(name) => registry.claim(name),
+        None => registry.claim_like(package),
+    });
+    match claimed {
+        Ok(claim) => {
+            if claim.name() != package && given.is_none() {
+                tracing::info!("the VM is called {}: one called {package} runs already", claim.name());
+            }
+            Ok(Some(claim))
+        }
+        Err(error @ RegistryError::Taken(_)) => Err(vm::Error::from(error).into()),
+        // It runs all the same; nobody finds it by its name.
+        Err(error) => {
+            tracing::warn!("the VM is not entered among those that run: {}", describe(&error));
+            Ok(None)
         }
     }
 }

@@ -41,6 +41,14 @@ impl Accelerator {
             Self::Tcg => "tcg",
         }
     }
+
+    /// The format's word for it.
+    pub(super) const fn recorded(self) -> vmnetx_format::Accelerator {
+        match self {
+            Self::Kvm => vmnetx_format::Accelerator::Kvm,
+            Self::Tcg => vmnetx_format::Accelerator::Tcg,
+        }
+    }
 }
 
 /// Decides, and tells the log why.

@@ -37,6 +37,8 @@ pub(super) struct Facts<'a> {
     pub(super) network: Network,
     /// The socket on which we wait for QEMU's monitor.
     pub(super) monitor: &'a Path,
+    /// Where QEMU has another monitor, for whoever comes.
+    pub(super) control: &'a Path,
     /// The socket on which we wait for the serial port, if anyone listens to it.
     pub(super) serial: Option<&'a Path>,
     /// Where VNC listens, if it does.
@@ -82,6 +84,8 @@ pub(super) fn arguments(machine: &Machine, facts: &Facts<'_>) -> Result<Vec<OsSt
     line.option("-boot", "strict=on");
     line.option("-chardev", format!("socket,id=monitor,path={}", doubled(facts.monitor)?));
     line.option("-mon", "chardev=monitor,mode=control");
+    line.option("-chardev", format!("socket,id=control,path={},server=on,wait=off", doubled(facts.control)?));
+    line.option("-mon", "chardev=control,mode=control");
     add_display(&mut line, facts)?;
     add_devices(&mut line, machine, facts)?;
     add_disks(&mut line, machine, facts)?;

@@ -134,6 +134,9 @@ pub enum Error {
     /// QEMU's monitor does not do what it should.
     #[error("control QEMU")]
     Qmp(#[from] super::qmp::QmpError),
+    /// The VM cannot be entered among those that run.
+    #[error(transparent)]
+    Registry(#[from] crate::registry::RegistryError),
 }
 
 impl Error {
@@ -147,6 +150,7 @@ impl Told for Error {
         match self {
             Self::NoProgram { .. } | Self::NoKvm(_) | Self::RunDir { .. } | Self::SocketPath(_) => Class::Host,
             Self::Memory { .. } => Class::Host,
+            Self::Registry(error) => error.class(),
             Self::NoSerial | Self::PathNotText(_) => Class::Usage,
             Self::OtherVersion { .. } | Self::OtherDisk { .. } | Self::NotOurs { .. } => Class::Usage,
             _ => Class::Failure,
@@ -167,6 +171,7 @@ impl Told for Error {
             Self::OtherDisk { bound, file, .. } => format!("use --persist {bound}={}", file.display()),
             Self::NotOurs { .. } => "name a file that does not exist yet; it is created".to_owned(),
             Self::OverlayBusy(_) => "end the VM that uses it, or name another file".to_owned(),
+            Self::Registry(error) => return error.hint(),
             Self::NoSerial => "leave out --serial, or publish the machine with `serial = true`".to_owned(),
             _ => return None,
         })

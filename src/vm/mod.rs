@@ -32,15 +32,17 @@ use tokio_util::sync::CancellationToken;
 use vmnetx_format::machine::{Firmware, Machine};
 use vmnetx_format::{Binding, Digest, Name};
 
+use crate::registry::{Claim, RunningDisk, RunningVm};
+
 mod accel;
 mod command;
 mod display;
 mod error;
 mod incoming;
 mod limits;
-mod overlay;
+pub(crate) mod overlay;
 mod process;
-mod qmp;
+pub(crate) mod qmp;
 mod run_dir;
 mod serial;
 mod watch;
@@ -83,6 +85,8 @@ pub struct Spec {
     /// QEMU's end of the socket or pipe over which it gets the state that the machine begins in, as a migration; `None`: it
     /// boots.
     pub incoming: Option<OwnedFd>,
+    /// The VM's place among those that run, where it is entered as soon as QEMU starts.
+    pub claim: Option<Claim>,
     /// The programs to run.
     pub programs: Programs,
     /// Where the run keeps its sockets and temporary overlays; removed when the launch ends.
@@ -138,11 +142,13 @@ pub async fn start(mut spec: Spec, shutdown: &CancellationToken) -> Result<Optio
     let Some(prepared) = shutdown.run_until_cancelled(prepare(&spec)).await else { return Ok(None) };
     let (monitor, monitor_path) = listen(&spec.run_dir, "monitor")?;
     let serial = spec.serial.is_some().then(|| listen(&spec.run_dir, "serial")).transpose()?;
-    let vnc = spec.run_dir.socket("vnc")?;
+    let [vnc, control] = [spec.run_dir.socket("vnc")?, spec.run_dir.socket("control")?];
     let prepared = prepared?;
-    let facts = facts(&spec, &prepared, &monitor_path, serial.as_ref().map(|(_, path)| path.as_path()), &vnc);
+    let serial_path = serial.as_ref().map(|(_, path)| path.as_path());
+    let facts = facts(&spec, &prepared, [&monitor_path, &control, &vnc], serial_path);
     let arguments = command::arguments(&spec.machine, &facts)?;
     tracing::debug!(?arguments, "start {}", spec.programs.qemu.display());
+    enter(&mut spec, &prepared, control)?;
     let inherited = spec.incoming.take().into_iter().collect();
     let mut process = Process::spawn(&spec.programs, &spec.programs.qemu, &arguments, inherited).await?;
     let connecting = connect(&mut process, &monitor, serial.as_ref().map(|(listener, _)| listener));
@@ -192,14 +198,13 @@ struct Prepared {
 fn facts<'a>(
     spec: &'a Spec,
     prepared: &'a Prepared,
-    monitor: &'a Path,
+    [monitor, control, vnc]: [&'a Path; 3],
     serial: Option<&'a Path>,
-    vnc: &'a Path,
 ) -> Facts<'a> {
     let Spec { name, display, network, .. } = spec;
     let incoming = spec.incoming.is_some();
     let (accelerator, disks) = (prepared.accelerator, &prepared.disks);
-    Facts { name, accelerator, display: *display, network: *network, monitor, serial, vnc, disks, incoming }
+    Facts { name, accelerator, display: *display, network: *network, monitor, control, serial, vnc, disks, incoming }
 }
 
 async fn prepare(spec: &Spec) -> Result<Prepared, Error> {
@@ -231,6 +236,26 @@ async fn prepare_disk(disk: &DiskSpec, spec: &Spec) -> Result<DiskFacts, Error> 
         overlay,
         scratch: disk.persist.is_none(),
     })
+}
+
+/// Enters the VM among those that run.
+fn enter(spec: &mut Spec, prepared: &Prepared, control: PathBuf) -> Result<(), Error> {
+    let Some(claim) = &mut spec.claim else { return Ok(()) };
+    let disk = |(index, disk): (usize, &DiskFacts)| RunningDisk {
+        name: disk.name.clone(),
+        node: command::overlay_node(index),
+        overlay: disk.overlay.clone(),
+        persistent: !disk.scratch,
+        nbd_socket: disk.nbd_socket.clone(),
+        export: disk.export.clone(),
+    };
+    Ok(claim.publish(RunningVm {
+        control,
+        version: spec.version,
+        machine: spec.machine.clone(),
+        accelerator: prepared.accelerator.recorded(),
+        disks: prepared.disks.iter().enumerate().map(disk).collect(),
+    })?)
 }
 
 /// A QEMU that has come up.

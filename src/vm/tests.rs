@@ -70,6 +70,7 @@ impl Bench {
             network: Network::User,
             serial: None,
             incoming: None,
+            claim: None,
             programs: Programs::find(Path::new("qemu-system-x86_64")).unwrap(),
             run_dir: RunDir::create(&self.scratch()).unwrap(),
         }

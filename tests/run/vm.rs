@@ -48,6 +48,7 @@ impl Bench {
             network: Network::Isolated,
             serial: Some(SerialPort { output: Box::new(self.serial.clone()), input: Some(Box::new(input)) }),
             incoming: None,
+            claim: None,
             programs: Programs::find(Path::new("qemu-system-x86_64")).unwrap(),
             run_dir: RunDir::create(&self.folder.path().join("scratch")).unwrap(),
         }

@@ -27,6 +27,7 @@ fn line(machine: &Machine, change: impl FnOnce(&mut Facts<'_>), disks: &[DiskFac
         display: Display::None,
         network: Network::User,
         monitor: Path::new("/run/monitor"),
+        control: Path::new("/run/control"),
         serial: None,
         vnc: Path::new("/run/vnc"),
         disks,
@@ -41,6 +42,13 @@ fn values(line: &[String], option: &str) -> Vec<Value> {
     let pairs = line.windows(2).filter(|pair| pair[0] == option);
     pairs.map(|pair| serde_json::from_str(&pair[1]).unwrap()).collect()
 }
+
+/// The only channels of a machine without a serial port that anyone listens to.
+const CHARDEVS: [&str; 3] = [
+    "null,id=serial",
+    "socket,id=monitor,path=/run/monitor",
+    "socket,id=control,path=/run/control,server=on,wait=off",
+];
 
 const I440FX: &str = "machine = 'pc-i440fx-7.2'\nmemory_mib = 64\ncpu.model = 'qemu64'\n";
 const Q35: &str = "machine = 'pc-q35-7.2'\nmemory_mib = 64\ncpu.model = 'qemu64'\n";
@@ -66,6 +74,8 @@ fn a_machine_with_a_bit_of_everything() {
 -boot strict=on
 -chardev socket,id=monitor,path=/run/monitor
 -mon chardev=monitor,mode=control
+-chardev socket,id=control,path=/run/control,server=on,wait=off
+-mon chardev=control,mode=control
 -display none
 -device {"driver":"virtio-vga","id":"vga"}
 -chardev socket,id=serial,path=/run/serial
@@ -231,7 +241,7 @@ proptest! {
                 "-m" => value.strip_prefix("size=").and_then(|rest| rest.strip_suffix('M')?.parse::<u64>().ok()).is_some(),
                 "-rtc" => matches!(value.as_str(), "base=utc" | "base=localtime"),
                 "-netdev" => value == "user,id=net0,restrict=off",
-                "-chardev" => matches!(value.as_str(), "null,id=serial" | "socket,id=monitor,path=/run/monitor"),
+                "-chardev" => CHARDEVS.contains(&value.as_str()),
                 "-name" | "-sandbox" | "-boot" | "-mon" | "-display" => true,
                 _ => false,
             };
