@@ -1,5 +1,6 @@
 //! Launches VMNetX packages.
 
+pub mod capture;
 pub mod cli;
 pub mod registry;
 pub mod resume;

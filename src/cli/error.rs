@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use vmnetx_format::{ManifestError, Name};
 use vmnetx_store::failure::{Class, Told};
 
-use crate::{resume, server, vm};
+use crate::{capture, registry, resume, server, vm};
 
 /// A command that failed.
 #[derive(Debug, thiserror::Error)]
@@ -32,6 +32,24 @@ pub enum Error {
     /// The saved VM cannot be resumed.
     #[error(transparent)]
     Resume(#[from] resume::Error),
+    /// The VM cannot be captured.
+    #[error(transparent)]
+    Capture(#[from] capture::Error),
+    /// There is no VM of that name.
+    #[error(transparent)]
+    Registry(#[from] registry::RegistryError),
+    /// Nobody has said that memory may be published.
+    #[error("nobody has said that what is in the VM's RAM may be published, and there is no terminal to ask on")]
+    NotConfirmed,
+    /// The user does not want it.
+    #[error("nothing was done")]
+    Declined,
+    /// The hardware of a foreign VM is not known.
+    #[error("what hardware the VM at {} has must be described", .0.display())]
+    NotDescribed(PathBuf),
+    /// The hardware of a VM of ours is known.
+    #[error("the VM {0} was launched from a package, which says what its hardware is")]
+    Described(Name),
     /// `--persist` names a disk that the package does not have.
     #[error("--persist names the disk {name}, which the package does not have; it has {known}")]
     NoDisk {
@@ -72,8 +90,11 @@ impl Told for Error {
             Self::Manifest(_) => Class::Integrity,
             Self::Vm(error) => error.class(),
             Self::Resume(error) => error.class(),
+            Self::Capture(error) => error.class(),
+            Self::Registry(error) => error.class(),
+            Self::NotConfirmed | Self::NotDescribed(_) | Self::Described(_) => Class::Usage,
             Self::NoDisk { .. } | Self::RepeatedDisk(_) | Self::SerialFile { .. } | Self::TwoOnStdout => Class::Usage,
-            Self::NothingRead => Class::Failure,
+            Self::NothingRead | Self::Declined => Class::Failure,
             Self::Runtime(_) => Class::Host,
         }
     }
@@ -86,8 +107,13 @@ impl Told for Error {
             Self::Server(error) => error.hint(),
             Self::Vm(error) => error.hint(),
             Self::Resume(error) => error.hint(),
+            Self::Capture(error) => error.hint(),
+            Self::Registry(error) => error.hint(),
+            Self::NotConfirmed => Some("--yes says it: whoever reads the package can read the guest's RAM".to_owned()),
+            Self::NotDescribed(_) => Some("use --machine FILE.toml, or --domain FILE.xml for libvirt's".to_owned()),
+            Self::Described(_) => Some("leave out --machine and --domain".to_owned()),
             Self::NoDisk { .. } | Self::RepeatedDisk(_) | Self::SerialFile { .. } | Self::TwoOnStdout => None,
-            Self::NothingRead | Self::Manifest(_) | Self::Runtime(_) => None,
+            Self::NothingRead | Self::Declined | Self::Manifest(_) | Self::Runtime(_) => None,
         }
     }
 }

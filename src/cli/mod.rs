@@ -1,5 +1,6 @@
 //! The command line of `vmnetx`.
 
+mod capture;
 mod error;
 mod rehearse;
 mod resume;
@@ -29,11 +30,15 @@ pub struct Args {
 #[derive(Debug, Subcommand)]
 enum Command {
     Run(Box<run::Args>),
+    Capture(Box<capture::Args>),
     Rehearse(Box<rehearse::Args>),
     /// Publish disks as packages (the program `vmnetx-pack`)
     Pack(Box<vmnetx_pack::cli::Args>),
     /// Serve packages to other NBD clients (the program `vmnetx-nbd`)
     Nbd(Box<vmnetx_nbd::cli::Args>),
+    /// Stand by while another process captures a VM
+    #[command(name = crate::capture::GUARD_COMMAND, hide = true)]
+    CaptureGuard,
 }
 
 /// Runs a command to its end and tells of its failure.
@@ -42,6 +47,8 @@ pub fn main(args: Args) -> ExitCode {
     log_to_stderr();
     let result = match args.command {
         Command::Run(args) => block_on(run::run(*args)),
+        Command::Capture(args) => block_on(capture::run(*args)),
+        Command::CaptureGuard => block_on(async { Ok(crate::capture::guard().await?) }),
         Command::Rehearse(args) => block_on(rehearse::run(*args)),
         Command::Pack(args) => return vmnetx_pack::cli::main(*args),
         Command::Nbd(args) => return vmnetx_nbd::cli::main(*args),

@@ -31,6 +31,22 @@ pub(super) async fn create(programs: &Programs, file: &Path, binding: &Binding, 
     run_tool(&format!("create overlay {}", file.display()), &programs.qemu_img, &arguments).await.map(drop)
 }
 
+/// Creates an image that a disk is copied into, from which it is packed and which is then thrown away. With a binding it is
+/// to get what an overlay bound so holds: in clusters of 4 KiB, so that nothing is copied that the guest did not write.
+pub(crate) async fn create_copy(
+    programs: &Programs,
+    file: &Path,
+    binding: Option<&Binding>,
+    size_bytes: u64,
+) -> Result<(), Error> {
+    let mut arguments: Vec<OsString> = ["create", "-q", "-f", "qcow2"].map(Into::into).into();
+    if let Some(binding) = binding {
+        arguments.extend(["-o", "cluster_size=4k", "-u", "-b", &binding.to_string(), "-F", "raw"].map(Into::into));
+    }
+    arguments.extend([file.into(), size_bytes.to_string().into()]);
+    run_tool(&format!("create {}", file.display()), &programs.qemu_img, &arguments).await.map(drop)
+}
+
 /// Makes a persistent overlay ready: creates it when `file` is absent, else checks that it is bound to `binding`.
 /// Returns its absolute path.
 pub(super) async fn persist(

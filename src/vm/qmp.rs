@@ -111,7 +111,7 @@ pub(super) enum Status {
 
 /// A connection to a VM's monitor.
 #[derive(Debug)]
-pub(super) struct Qmp {
+pub(crate) struct Qmp {
     stream: UnixStream,
     buffer: BytesMut,
     /// Where to look on for the end of the line that `buffer` begins with.
@@ -140,7 +140,7 @@ struct Refusal {
 
 impl Qmp {
     /// Waits for QEMU's greeting on a fresh connection, without a deadline of its own, and enters command mode.
-    pub(super) async fn open(stream: UnixStream) -> Result<Self, QmpError> {
+    pub(crate) async fn open(stream: UnixStream) -> Result<Self, QmpError> {
         let mut qmp = Self { stream, buffer: BytesMut::new(), scanned: 0, events: VecDeque::new(), last_id: 0 };
         if qmp.message().await?.greeting.is_none() {
             return Err(QmpError::Protocol("something else before its greeting"));
@@ -161,12 +161,12 @@ impl Qmp {
     }
 
     /// Lets the guest run; requests that failed are tried again.
-    pub(super) async fn cont(&mut self) -> Result<(), QmpError> {
+    pub(crate) async fn cont(&mut self) -> Result<(), QmpError> {
         self.execute("cont").await.map(drop)
     }
 
     /// Ends the machine as it is, like pulling the plug; overlays are completed.
-    pub(super) async fn quit(&mut self) -> Result<(), QmpError> {
+    pub(crate) async fn quit(&mut self) -> Result<(), QmpError> {
         self.execute("quit").await.map(drop)
     }
 
@@ -192,13 +192,20 @@ impl Qmp {
         self.execute_with("migrate-incoming", &json!({ "uri": format!("fd:{fd}") })).await.map(drop)
     }
 
-    async fn execute(&mut self, command: &'static str) -> Result<Value, QmpError> {
+    /// Runs a command without arguments.
+    pub(crate) async fn execute(&mut self, command: &'static str) -> Result<Value, QmpError> {
         self.execute_with(command, &json!({})).await
     }
 
-    async fn execute_with(&mut self, command: &'static str, arguments: &Value) -> Result<Value, QmpError> {
+    /// Runs a command and gives its result.
+    pub(crate) async fn execute_with(&mut self, command: &'static str, arguments: &Value) -> Result<Value, QmpError> {
         let answer = tokio::time::timeout(QMP_REPLY_DEADLINE, self.ask(command, arguments)).await;
         answer.map_err(|_| QmpError::Late { command })?
+    }
+
+    /// Drops the events that came so far: for whoever asks for what it wants to know.
+    pub(crate) fn forget_events(&mut self) {
+        self.events.clear();
     }
 
     async fn ask(&mut self, command: &'static str, arguments: &Value) -> Result<Value, QmpError> {
@@ -252,7 +259,7 @@ impl Qmp {
 }
 
 /// QEMU's words, cut to a line's length and without what could steer a terminal.
-fn shown(words: &str) -> String {
+pub(crate) fn shown(words: &str) -> String {
     let shown = |c: char| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c };
     words.chars().take(QMP_WORDS_CHARS_MAX).map(shown).collect()
 }

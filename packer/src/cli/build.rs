@@ -2,27 +2,24 @@
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use serde::Serialize;
 use url::Url;
-use vmnetx_format::machine::{MACHINE_BYTES_MAX, Machine, MachineError};
 use vmnetx_format::{Accelerator, Chunker, Name, Title};
 use vmnetx_store::size::parse_size_bytes;
 
 use super::common::{ReportArgs, WaitArgs};
 use super::domain;
+use super::hardware::HardwareArgs;
 use super::order::{LevelArgs, put_orders};
 use super::output::{put, shown_bytes};
 use super::sign::SigningArgs;
-use crate::domain::{Description, DiskFiles, DropPath};
+use crate::domain::Description;
 use crate::{
     BaseOptions, BuildOptions, BuildReport, DiskFile, DiskFormat, Error, LEVEL_DEFAULT, MemoryFile, OrderChoice,
     VersionName, build, read_records,
 };
-
-/// The machine of a package whose publisher names none.
-const DEFAULT_MACHINE: &str = include_str!("../../../qemu-configs/default.toml");
 
 /// Publish a version of the package NAME into the repository REPO.
 ///
@@ -52,16 +49,8 @@ pub(super) struct Args {
     /// Take qcow2 disks for overlays over --base also if they do not say so, as those of `vmnetx run --persist` do.
     #[arg(long, requires = "base")]
     trust_base: bool,
-    /// The virtual hardware, in TOML. Without it: that of --base, else a plain PC with one CPU and 1 GiB.
-    #[arg(long, value_name = "FILE", conflicts_with = "domain")]
-    machine: Option<PathBuf>,
-    /// The virtual hardware and, without --disk, the disks of a libvirt domain, as `virsh dumpxml --inactive` writes it.
-    /// What cannot be published ends the build; `describe-domain` shows it beforehand.
-    #[arg(long, value_name = "FILE.xml")]
-    domain: Option<PathBuf>,
-    /// Publish without what is refused of the domain at or below this path, such as /domain/devices/hostdev[1].
-    #[arg(long, value_name = "PATH", requires = "domain")]
-    drop: Vec<DropPath>,
+    #[command(flatten)]
+    hardware: HardwareArgs,
     /// The memory that the VM had when its disks were what they are: what QMP's `migrate` wrote to a file or a pipe, or a
     /// file of `virsh save`; `-` is standard input. Whoever can read the package can then read all that was in its RAM.
     #[arg(long, value_name = "FILE|-")]
@@ -76,7 +65,7 @@ pub(super) struct Args {
     #[arg(long, value_name = "TEXT")]
     title: Option<Title>,
     /// Where REPO can be read, the canonical URL first. Without it the link works wherever it lies.
-    #[arg(long, value_name = "URL", num_args = 1.., value_parser = parse_url)]
+    #[arg(long, value_name = "URL", num_args = 1.., value_parser = parse_repository_url)]
     url: Vec<Url>,
     /// The mean length of chunks of uninterrupted data. Without it: that of the version before, else 48K.
     #[arg(long, value_name = "SIZE", value_parser = parse_size_bytes)]
@@ -133,16 +122,17 @@ fn options(args: Args) -> Result<(BuildOptions, Option<Description>), Error> {
     let formats = formats(&args.format, args.disk.len())?;
     let given = args.disk.iter().zip(formats).enumerate();
     let given = given.map(|(index, (text, format))| disk(index, text, format)).collect::<Result<Vec<_>, _>>()?;
-    let (machine, disks, domain) = match args.domain {
+    let hardware = args.hardware;
+    let (machine, disks, domain) = match &hardware.domain {
         Some(path) => {
-            let description = domain(&path, &args.drop, given.len())?;
+            let description = hardware.domain(path, given.len())?;
             let disks = if given.is_empty() { own_disks(&description)? } else { given };
             let names: Vec<_> = disks.iter().map(|disk| disk.name.clone()).collect();
             (Some(description.machine_with(&names)), disks, Some(description))
         }
         // A new version of a package has the old one's hardware unless its publisher says otherwise.
-        None if args.machine.is_none() && args.base.is_some() => (None, given, None),
-        None => (Some(machine(args.machine)?), given, None),
+        None if hardware.machine.is_none() && args.base.is_some() => (None, given, None),
+        None => (Some(hardware.machine()?), given, None),
     };
     let options = BuildOptions {
         repository: args.repo,
@@ -171,19 +161,6 @@ fn orders(records: &[PathBuf], none: bool) -> Result<OrderChoice, Error> {
         [] => OrderChoice::Inherit,
         files => OrderChoice::Records(read_records(files)?),
     })
-}
-
-/// The domain in a file, if all of it can be published or may be dropped, with this many disks given by the publisher.
-fn domain(path: &Path, drop: &[DropPath], given: usize) -> Result<Description, Error> {
-    let files = if given == 0 { DiskFiles::FromDomain } else { DiskFiles::Given };
-    let mut description = domain::read(path, default_machine()?, files)?;
-    description.drop_refused(drop).map_err(domain::of_file(path))?;
-    description.check().map_err(domain::of_file(path))?;
-    if given != 0 && given != description.disks.len() {
-        let disks = description.disks.len();
-        return Err(Error::Usage(format!("the domain has places for {disks} disks, and --disk gives {given}")));
-    }
-    Ok(description)
 }
 
 /// The domain's own disks.
@@ -221,24 +198,11 @@ fn disk(index: usize, text: &OsStr, format: DiskFormat) -> Result<DiskFile, Erro
     Ok(DiskFile { name, file, format })
 }
 
-pub(super) fn default_machine() -> Result<Machine, Error> {
-    Ok(Machine::from_toml(DEFAULT_MACHINE)?)
-}
-
-fn machine(file: Option<PathBuf>) -> Result<Machine, Error> {
-    let Some(path) = file else { return default_machine() };
-    let read = Error::file("read machine description", &path);
-    let mut text = String::new();
-    let opened = std::fs::File::open(&path).and_then(|file| {
-        // One byte more than may be shows that there is more.
-        std::io::Read::read_to_string(&mut std::io::Read::take(file, MACHINE_BYTES_MAX as u64 + 1), &mut text)
-    });
-    opened.map_err(read)?;
-    Machine::from_toml(&text).map_err(|source: MachineError| Error::MachineFile { path, source })
-}
-
 /// A repository's URL is that of a folder, so it ends in a slash whether the user wrote one or not.
-fn parse_url(text: &str) -> Result<Url, url::ParseError> {
+///
+/// # Errors
+/// When it is no URL.
+pub fn parse_repository_url(text: &str) -> Result<Url, url::ParseError> {
     let mut url: Url = text.parse()?;
     if !url.path().ends_with('/') && url.query().is_none() && url.fragment().is_none() {
         let path = format!("{}/", url.path());
@@ -255,7 +219,8 @@ fn parse_accelerator(text: &str) -> Result<Accelerator, &'static str> {
     }
 }
 
-fn print(report: &BuildReport) {
+/// Shows what was published.
+pub fn print(report: &BuildReport) {
     let BuildReport { name, serial, version, chunks, new_chunks, .. } = report;
     if report.published {
         put(&format!("published {name}, serial {serial}"));

@@ -7,7 +7,7 @@ use vmnetx_store::trust::TrustArgs;
 
 use super::output::put_json;
 use super::progress::Shown;
-use crate::Reader;
+use crate::{Progress, Reader};
 
 /// How a command reads packages.
 #[derive(Debug, Clone, clap::Args)]
@@ -20,10 +20,10 @@ pub(super) struct ReadArgs {
 
 /// How a command that takes its time reports.
 #[derive(Debug, Clone, Copy, clap::Args)]
-pub(super) struct ReportArgs {
+pub struct ReportArgs {
     /// Print one JSON object, and no progress.
     #[arg(long)]
-    pub(super) json: bool,
+    pub json: bool,
     /// Show no progress.
     #[arg(long)]
     pub(super) quiet: bool,
@@ -46,12 +46,13 @@ impl ReadArgs {
 
 impl ReportArgs {
     /// Progress of what `verb` says, unless it is not to be shown.
-    pub(super) fn progress(self, verb: &'static str) -> Shown {
+    #[must_use]
+    pub fn progress(self, verb: &'static str) -> impl Progress + Send + use<> {
         Shown::new(verb, self.json || self.quiet)
     }
 
     /// Gives the report as JSON, or as `print` shows it to people.
-    pub(super) fn put<T: Serialize>(self, report: &T, print: impl FnOnce(&T)) {
+    pub fn put<T: Serialize>(self, report: &T, print: impl FnOnce(&T)) {
         if self.json { put_json(report) } else { print(report) }
     }
 }

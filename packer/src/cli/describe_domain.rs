@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use serde::Serialize;
 use vmnetx_format::machine::Machine;
 
-use super::build::default_machine;
 use super::domain;
+use super::hardware::default_machine;
 use super::output::{put, put_json};
 use crate::Error;
 use crate::domain::{Description, DiskFiles};

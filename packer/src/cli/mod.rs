@@ -6,6 +6,7 @@ mod describe_domain;
 mod diff;
 mod domain;
 mod export;
+mod hardware;
 mod info;
 mod keygen;
 mod list;
@@ -28,7 +29,9 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use vmnetx_store::failure::{Told, tell};
 
-pub use self::common::WaitArgs;
+pub use self::build::{parse_repository_url, print as print_build};
+pub use self::common::{ReportArgs, WaitArgs};
+pub use self::hardware::HardwareArgs;
 pub use self::sign::SigningArgs;
 
 use self::output::say;

@@ -44,11 +44,8 @@ fn values(line: &[String], option: &str) -> Vec<Value> {
 }
 
 /// The only channels of a machine without a serial port that anyone listens to.
-const CHARDEVS: [&str; 3] = [
-    "null,id=serial",
-    "socket,id=monitor,path=/run/monitor",
-    "socket,id=control,path=/run/control,server=on,wait=off",
-];
+const CHARDEVS: [&str; 3] =
+    ["null,id=serial", "socket,id=monitor,path=/run/monitor", "socket,id=control,path=/run/control,server=on,wait=off"];
 
 const I440FX: &str = "machine = 'pc-i440fx-7.2'\nmemory_mib = 64\ncpu.model = 'qemu64'\n";
 const Q35: &str = "machine = 'pc-q35-7.2'\nmemory_mib = 64\ncpu.model = 'qemu64'\n";
