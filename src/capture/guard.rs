@@ -1,5 +1,5 @@
 //! A process that lets the guest go on should the one that captures it be killed: a guest never stands still because nobody
-//! is left to continue it.
+//! is left to continue it, and what was in its RAM does not stay in a file that nobody wants.
 //!
 //! It is told what to undo before anything is done, and waits for the end of its standard input. A monitor serves one program
 //! at a time; with us our connection ends, and the guard's turn comes.
@@ -28,6 +28,8 @@ const DONE: &str = "done";
 struct Order {
     socket: PathBuf,
     undo: Undo,
+    /// The directory of what is captured.
+    scratch: PathBuf,
 }
 
 /// A guard that waits.
@@ -41,8 +43,9 @@ impl Guard {
     ///
     /// # Errors
     /// [`Error::Guard`].
-    pub(super) async fn start(socket: &Path, undo: &Undo) -> Result<Self, Error> {
-        let order = Order { socket: std::path::absolute(socket).map_err(Error::Guard)?, undo: undo.clone() };
+    pub(super) async fn start(socket: &Path, undo: &Undo, scratch: &Path) -> Result<Self, Error> {
+        let socket = std::path::absolute(socket).map_err(Error::Guard)?;
+        let order = Order { socket, undo: undo.clone(), scratch: scratch.to_owned() };
         let order = serde_json::to_string(&order).map_err(|error| Error::Guard(error.into()))? + "\n";
         let mut command = Command::new(std::env::current_exe().map_err(Error::Guard)?);
         // In a group of its own: what interrupts us does not interrupt it.
@@ -76,8 +79,17 @@ pub async fn guard() -> Result<(), Error> {
         return Ok(());
     }
     let order: Order = serde_json::from_str(order).map_err(|error| Error::Guard(error.into()))?;
-    let mut monitor = Monitor::open(&order.socket).await?;
-    order.undo.apply(&mut monitor).await?;
+    let undone = undo(&order).await;
+    // Most often gone by now; if not, it has the guest's memory in it.
+    if let Err(error) = std::fs::remove_dir_all(&order.scratch) {
+        tracing::debug!(%error, "nothing to be removed in {}", order.scratch.display());
+    }
+    undone?;
     tracing::warn!("the capture was killed; the VM is as it was before");
     Ok(())
+}
+
+async fn undo(order: &Order) -> Result<(), Error> {
+    let mut monitor = Monitor::open(&order.socket).await?;
+    order.undo.apply(&mut monitor).await
 }

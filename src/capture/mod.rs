@@ -151,7 +151,7 @@ impl Vm {
             capabilities: facts.capabilities.clone(),
             rate: facts.rate,
         };
-        let guard = Guard::start(&socket, &undo).await?;
+        let guard = Guard::start(&socket, &undo, run_dir.path()).await?;
         let mut session = Session { monitor, undo, guard };
         let saving = session.save(disks, plan, &facts, &run_dir);
         let saved = shutdown.run_until_cancelled(saving).await.unwrap_or(Err(Error::Interrupted));

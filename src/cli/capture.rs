@@ -12,7 +12,8 @@ use vmnetx_format::machine::Machine;
 use vmnetx_format::{Digest, Name, Title};
 use vmnetx_pack::cli::{HardwareArgs, ReportArgs, SigningArgs, WaitArgs, parse_repository_url, print_build};
 use vmnetx_pack::{
-    BaseOptions, BuildOptions, BuildReport, LEVEL_DEFAULT, ORDER_LEVEL_DEFAULT, OrderChoice, Signing, VersionName,
+    BaseOptions, BuildOptions, BuildReport, ChainFile, LEVEL_DEFAULT, ORDER_LEVEL_DEFAULT, OrderChoice, Progress,
+    Signing, VersionName,
 };
 use vmnetx_store::dir::{DirError, RepositoryDir};
 use vmnetx_store::failure::describe;
@@ -118,7 +119,7 @@ pub(super) async fn run(args: Args) -> Result<(), Error> {
     if !machine.nics.is_empty() {
         tracing::info!("the guest keeps the address of its network card, so every VM that is resumed from this has it");
     }
-    let progress = args.report.progress("copied");
+    let progress = Unnamed(args.report.progress("copied"));
     let plan = Plan { machine: &machine, base, hold: args.stop, programs: &programs, progress: &progress };
     let mut captured = vm.capture(plan, &shutdown).await?;
     drop(progress);
@@ -139,6 +140,29 @@ pub(super) async fn run(args: Args) -> Result<(), Error> {
     captured.stop().await?;
     args.report.put(&JsonReport { report: &report, stood_still_ms, stopped: args.stop }, |_| print_build(&report));
     Ok(())
+}
+
+/// Progress that does not tell which files disks are read from: they are ours, and gone when this ends.
+struct Unnamed<P>(P);
+
+impl<P: Progress> Progress for Unnamed<P> {
+    fn total(&self, bytes: u64) {
+        self.0.total(bytes);
+    }
+
+    fn advance(&self, bytes: u64) {
+        self.0.advance(bytes);
+    }
+
+    fn note(&self, text: &str) {
+        self.0.note(text);
+    }
+
+    fn warn(&self, text: &str) {
+        self.0.warn(text);
+    }
+
+    fn reads(&self, _disk: &Name, _files: &[ChainFile]) {}
 }
 
 /// Publishes what was captured.
@@ -168,7 +192,7 @@ async fn publish(
         signing,
         wait: args.wait.wait(),
     };
-    let progress = args.report.progress("published");
+    let progress = Unnamed(args.report.progress("published"));
     let building = tokio::task::spawn_blocking(move || vmnetx_pack::build(&options, &progress));
     // An interrupted build leaves every version whole.
     let built = shutdown.run_until_cancelled(building).await.ok_or(capture::Error::Interrupted)?;
@@ -199,6 +223,8 @@ async fn find(args: &Args) -> Result<Found, Error> {
 /// The version that the new one starts from; nothing where all of the disks are to be published.
 fn base(args: &Args, version: Option<Digest>, signing: &Signing) -> Result<Option<Digest>, Error> {
     let before = match RepositoryDir::open(&args.repo) {
+        // It is made.
+        Err(_) if !args.repo.exists() => None,
         Ok(repository) => repository.link(&args.name).map_err(vmnetx_pack::Error::from)?,
         Err(DirError::NotARepository { .. }) => None,
         Err(error) => return Err(vmnetx_pack::Error::from(error).into()),

@@ -1,5 +1,6 @@
 //! Guests launched through the program `vmnetx`, from packages that it has published.
 
+mod capture;
 mod server;
 
 use std::fs::{self, File};
@@ -87,8 +88,12 @@ impl Bench {
 
     /// Starts a guest with its serial port and its log in files of this name.
     fn start(&self, name: &str, link: &str) -> Running {
+        self.start_with(name, link, &[])
+    }
+
+    fn start_with(&self, name: &str, link: &str, arguments: &[&str]) -> Running {
         let (serial, log) = (self.path(&format!("{name}.serial")), self.path(&format!("{name}.log")));
-        let mut command = self.run(link, &[]);
+        let mut command = self.run(link, arguments);
         command.stdin(Stdio::piped()).stdout(File::create(&serial).unwrap()).stderr(File::create(&log).unwrap());
         Running { child: Ended(command.spawn().unwrap()), serial, log }
     }
