@@ -9,17 +9,20 @@ use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 use url::Url;
 use vmnetx_format::machine::Machine;
-use vmnetx_format::{Digest, Name, Title};
+use vmnetx_format::{Accelerator, Digest, Name, Title, link_path};
+use vmnetx_nbd::control::api::AttachRequest;
 use vmnetx_pack::cli::{HardwareArgs, ReportArgs, SigningArgs, WaitArgs, parse_repository_url, print_build};
 use vmnetx_pack::{
-    BaseOptions, BuildOptions, BuildReport, ChainFile, LEVEL_DEFAULT, ORDER_LEVEL_DEFAULT, OrderChoice, Progress,
-    Signing, VersionName,
+    BaseOptions, BuildOptions, BuildReport, ChainFile, LEVEL_DEFAULT, ORDER_LEVEL_DEFAULT, OrderChoice, OrderOptions,
+    OrderReport, Progress, Signing, VersionName,
 };
 use vmnetx_store::dir::{DirError, RepositoryDir};
 use vmnetx_store::failure::describe;
 use vmnetx_store::interrupt;
 
 use super::Error;
+use super::rehearse::{self, HowArgs, OfArg};
+use super::run::{AccelArg, NetworkArg};
 use crate::capture::{self, Captured, Plan, Vm};
 use crate::registry::Registry;
 use crate::vm::Programs;
@@ -45,6 +48,9 @@ pub(super) struct Args {
     /// Do not ask whether the guest's memory may be published.
     #[arg(long)]
     yes: bool,
+    /// Do not resume what was published in scratch, to record what a resume needs first.
+    #[arg(long)]
+    no_rehearse: bool,
     /// Publish all of the disks, whatever they lie over. A disk of which parts were not read yet is fetched whole.
     #[arg(long)]
     whole: bool,
@@ -106,6 +112,9 @@ struct JsonReport<'a> {
     stood_still_ms: Option<u64>,
     /// Whether the VM was ended.
     stopped: bool,
+    /// What was recorded of how it is resumed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    order: Option<OrderReport>,
 }
 
 pub(super) async fn run(args: Args) -> Result<(), Error> {
@@ -126,7 +135,8 @@ pub(super) async fn run(args: Args) -> Result<(), Error> {
     if let Some(stood_still) = captured.stood_still {
         tracing::info!("the guest stood still for {:.2} s and runs on", stood_still.as_secs_f64());
     }
-    let published = publish(&args, &mut captured, (machine, base), signing, &shutdown).await;
+    let accelerator = captured.memory.accelerator;
+    let published = publish(&args, &mut captured, (machine, base), signing.clone(), &shutdown).await;
     let stood_still_ms = captured.stood_still.map(|time| time.as_millis() as u64);
     let report = match published {
         Ok(report) => report,
@@ -138,8 +148,54 @@ pub(super) async fn run(args: Args) -> Result<(), Error> {
         }
     };
     captured.stop().await?;
-    args.report.put(&JsonReport { report: &report, stood_still_ms, stopped: args.stop }, |_| print_build(&report));
+    let order = if args.no_rehearse {
+        None
+    } else {
+        rehearse(&args, report.version, accelerator, signing, &shutdown).await.unwrap_or_else(|error| {
+            // What was captured is published, whatever becomes of this.
+            tracing::warn!("no order is recorded of how the VM is resumed: {}", describe(&error));
+            None
+        })
+    };
+    let report = JsonReport { report: &report, stood_still_ms, stopped: args.stop, order };
+    args.report.put(&report, |report| print_build(report.report));
     Ok(())
+}
+
+/// Resumes what was published once, in scratch and without a network, and publishes what that needed first. Nothing if the user
+/// has ended it.
+async fn rehearse(
+    args: &Args,
+    version: Digest,
+    accelerator: Option<Accelerator>,
+    signing: Signing,
+    shutdown: &CancellationToken,
+) -> Result<Option<OrderReport>, Error> {
+    let link = std::path::absolute(args.repo.join(link_path(&args.name))).map_err(Error::Runtime)?;
+    let request = AttachRequest { version: Some(version), ..AttachRequest::new(link.to_string_lossy()) };
+    let how = HowArgs {
+        of: OfArg::Resume,
+        quiet_for: None,
+        at_most: None,
+        accel: match accelerator {
+            Some(Accelerator::Kvm) => AccelArg::Kvm,
+            Some(Accelerator::Tcg) => AccelArg::Tcg,
+            None => AccelArg::Auto,
+        },
+        network: NetworkArg::Isolated,
+        qemu: args.qemu.clone(),
+    };
+    let Some(rehearsed) = rehearse::rehearse(&how, request, shutdown).await? else { return Ok(None) };
+    let publishing = rehearse::publish(OrderOptions {
+        repository: args.repo.clone(),
+        name: args.name.clone(),
+        version: VersionName::Starts(version.to_string()),
+        choice: OrderChoice::Records(vec![rehearsed.record]),
+        level: ORDER_LEVEL_DEFAULT,
+        signing,
+        wait: args.wait.wait(),
+    });
+    publishing.await.map(Some)
 }
 
 /// Progress that does not tell which files disks are read from: they are ours, and gone when this ends.

@@ -47,31 +47,14 @@ pub(super) struct Args {
     link: LinkArgs,
     /// The directory of the repository that gets the order.
     repo: PathBuf,
-    /// What the VM does: auto resumes a package that has memory, and boots others.
-    #[arg(long, value_enum, default_value_t)]
-    of: OfArg,
+    #[command(flatten)]
+    how: HowArgs,
     /// Do it so many times: what only one of several reads comes last.
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=16))]
     runs: u32,
-    /// It is over when the VM has read nothing new for so many seconds, or the guest powers off [default: 20 for a boot, 2 for
-    /// resuming].
-    #[arg(long, value_name = "SECONDS")]
-    quiet_for: Option<u64>,
-    /// End each after so many seconds at the latest [default: 600 for a boot, 10 for resuming].
-    #[arg(long, value_name = "SECONDS")]
-    at_most: Option<u64>,
-    /// What runs the guest's instructions; auto is KVM where it works.
-    #[arg(long, value_enum, default_value_t)]
-    accel: AccelArg,
-    /// What the guest's network cards reach: all that you do, this host's own services included, or nothing.
-    #[arg(long, value_enum, default_value_t)]
-    network: NetworkArg,
     /// The zstd level of what the order stores.
     #[arg(long, value_name = "LEVEL", default_value_t = ORDER_LEVEL_DEFAULT, value_parser = clap::value_parser!(i32).range(1..=22))]
     order_level: i32,
-    /// The QEMU to run; qemu-img is looked for beside it first.
-    #[arg(long, value_name = "PATH", default_value = "qemu-system-x86_64")]
-    qemu: PathBuf,
     #[command(flatten)]
     signing: SigningArgs,
     #[command(flatten)]
@@ -81,9 +64,33 @@ pub(super) struct Args {
     json: bool,
 }
 
+/// How a package is rehearsed.
+#[derive(Debug, clap::Args)]
+pub(super) struct HowArgs {
+    /// What the VM does: auto resumes a package that has memory, and boots others.
+    #[arg(long, value_enum, default_value_t)]
+    pub(super) of: OfArg,
+    /// It is over when the VM has read nothing new for so many seconds, or the guest powers off [default: 20 for a boot, 2 for
+    /// resuming].
+    #[arg(long, value_name = "SECONDS")]
+    pub(super) quiet_for: Option<u64>,
+    /// End each after so many seconds at the latest [default: 600 for a boot, 10 for resuming].
+    #[arg(long, value_name = "SECONDS")]
+    pub(super) at_most: Option<u64>,
+    /// What runs the guest's instructions; auto is KVM where it works.
+    #[arg(long, value_enum, default_value_t)]
+    pub(super) accel: AccelArg,
+    /// What the guest's network cards reach: all that you do, this host's own services included, or nothing.
+    #[arg(long, value_enum, default_value_t)]
+    pub(super) network: NetworkArg,
+    /// The QEMU to run; qemu-img is looked for beside it first.
+    #[arg(long, value_name = "PATH", default_value = "qemu-system-x86_64")]
+    pub(super) qemu: PathBuf,
+}
+
 /// What a rehearsed VM does.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
-enum OfArg {
+pub(super) enum OfArg {
     #[default]
     Auto,
     Boot,
@@ -91,10 +98,10 @@ enum OfArg {
 }
 
 /// A rehearsal that was recorded.
-struct Rehearsed {
-    name: Name,
-    version: Digest,
-    record: Record,
+pub(super) struct Rehearsed {
+    pub(super) name: Name,
+    pub(super) version: Digest,
+    pub(super) record: Record,
 }
 
 pub(super) async fn run(args: Args) -> Result<(), Error> {
@@ -105,13 +112,14 @@ pub(super) async fn run(args: Args) -> Result<(), Error> {
     let mut of = None;
     for number in 1..=args.runs {
         tracing::info!("rehearsal {number} of {}", args.runs);
-        let Some(Rehearsed { name, version, record }) = rehearse(&args, &shutdown).await? else { return Ok(()) };
+        let rehearsed = rehearse(&args.how, request(&args.link)?, &shutdown).await?;
+        let Some(Rehearsed { name, version, record }) = rehearsed else { return Ok(()) };
         records.push(record);
         // Publishing goes on meanwhile, perhaps; the order is for what was run last.
         of = Some((name, version));
     }
     let Some((name, version)) = of else { return Ok(()) };
-    let options = OrderOptions {
+    let report = publish(OrderOptions {
         repository: args.repo,
         name,
         version: VersionName::Starts(version.to_string()),
@@ -119,23 +127,30 @@ pub(super) async fn run(args: Args) -> Result<(), Error> {
         level: args.order_level,
         signing,
         wait: args.wait.wait(),
-    };
-    let publishing = tokio::task::spawn_blocking(move || publish_order(&options, &Silent));
-    let report = publishing.await.map_err(|error| Error::Runtime(std::io::Error::other(error)))??;
-    put(&report, args.json);
+    });
+    put(&report.await?, args.json);
     Ok(())
 }
 
+/// Publishes an order.
+pub(super) async fn publish(options: OrderOptions) -> Result<OrderReport, Error> {
+    let publishing = tokio::task::spawn_blocking(move || publish_order(&options, &Silent));
+    Ok(publishing.await.map_err(|error| Error::Runtime(std::io::Error::other(error)))??)
+}
+
 /// Boots or resumes once; nothing if the user has ended it.
-async fn rehearse(args: &Args, shutdown: &CancellationToken) -> Result<Option<Rehearsed>, Error> {
-    let request = request(&args.link)?;
-    let memory = args.of != OfArg::Boot;
+pub(super) async fn rehearse(
+    how: &HowArgs,
+    request: AttachRequest,
+    shutdown: &CancellationToken,
+) -> Result<Option<Rehearsed>, Error> {
+    let memory = how.of != OfArg::Boot;
     let request = AttachRequest { order: OrderUse::Off, record: true, memory, ..request };
     // A server of its own: nothing is kept of a rehearsal.
     let attaching = Lease::take(&Wanted::Private, Sizes { memory_bytes: MEMORY_BYTES, disk_bytes: 0 }, request);
     let Some(lease) = shutdown.run_until_cancelled(attaching).await else { return Ok(None) };
     let lease = lease?;
-    let launched = launch(args, &lease, shutdown).await;
+    let launched = launch(how, &lease, shutdown).await;
     let record = match launched {
         Ok(_) => lease.control().record(&lease.attached().id).await.map_err(Error::from),
         Err(error) => Err(error),
@@ -153,11 +168,11 @@ async fn rehearse(args: &Args, shutdown: &CancellationToken) -> Result<Option<Re
 }
 
 /// Boots or resumes what is attached until that is over.
-async fn launch(args: &Args, lease: &Lease, shutdown: &CancellationToken) -> Result<(), Error> {
+async fn launch(how: &HowArgs, lease: &Lease, shutdown: &CancellationToken) -> Result<(), Error> {
     let attached = lease.attached();
     let manifest = manifest(attached)?;
-    let resumes = manifest.memory.is_some() && args.of != OfArg::Boot;
-    if args.of == OfArg::Resume && !resumes {
+    let resumes = manifest.memory.is_some() && how.of != OfArg::Boot;
+    if how.of == OfArg::Resume && !resumes {
         return Err(resume::Error::NoMemory.into());
     }
     let spec = Spec {
@@ -165,13 +180,13 @@ async fn launch(args: &Args, lease: &Lease, shutdown: &CancellationToken) -> Res
         version: attached.version,
         disks: disks(&manifest, attached),
         machine: manifest.machine.clone(),
-        accel: accel(args.accel),
+        accel: accel(how.accel),
         display: Display::None,
-        network: network(args.network),
+        network: network(how.network),
         serial: None,
         incoming: None,
         claim: None,
-        programs: Programs::find(&args.qemu)?,
+        programs: Programs::find(&how.qemu)?,
         run_dir: RunDir::temporary().await?,
     };
     let over = shutdown.child_token();
@@ -179,8 +194,8 @@ async fn launch(args: &Args, lease: &Lease, shutdown: &CancellationToken) -> Res
     let watching = AbortOnDropHandle::new(tokio::spawn(watch(
         lease.control().clone(),
         attached.id.clone(),
-        args.quiet_for.map_or(quiet_for, Duration::from_secs),
-        args.at_most.map_or(at_most, Duration::from_secs),
+        how.quiet_for.map_or(quiet_for, Duration::from_secs),
+        how.at_most.map_or(at_most, Duration::from_secs),
         over.clone(),
     )));
     let outcome = if resumes { resume(lease, &manifest, spec, &over).await? } else { vm::launch(spec, over).await? };

@@ -155,11 +155,18 @@ async fn load(started: &mut Started, saved: Saved, channel: UnixStream, plan: Pl
     tokio::pin!(running);
     loop {
         tokio::select! {
-            // If both fail, what was sent is why QEMU did.
+            // If both fail, what was sent is mostly why QEMU did.
             biased;
             fed = &mut feeder, if !is_fed => {
-                fed.map_err(|_| Error::Task)??;
-                is_fed = true;
+                match fed.map_err(|_| Error::Task).flatten() {
+                    Ok(()) => is_fed = true,
+                    // QEMU has closed its channel, and will say why.
+                    Err(error) if error.is_of_channel() => {
+                        let ended = timeout(END_DEADLINE, &mut running).await;
+                        return Err(ended.ok().and_then(Result::err).map_or(error, Error::from));
+                    }
+                    Err(error) => return Err(error),
+                }
             }
             ran = &mut running => {
                 ran?;

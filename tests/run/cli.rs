@@ -1,6 +1,7 @@
 //! Guests launched through the program `vmnetx`, from packages that it has published.
 
 mod capture;
+mod resume;
 mod server;
 
 use std::fs::{self, File};

@@ -17,7 +17,7 @@ const WRITE: &str = r#"d=$(ls /dev/[sv]da3); echo captured-words | dd of=$d bs=5
 dd if=/dev/zero of=${d%3} bs=1M seek=40 count=1 conv=notrunc,fsync 2>/dev/null; echo "WROTE""-IT""#;
 
 impl Bench {
-    fn capture(&self, vm: &str, arguments: &[&str]) -> Command {
+    pub(super) fn capture(&self, vm: &str, arguments: &[&str]) -> Command {
         let mut command = self.vmnetx(&["capture", vm]);
         command.arg(self.path("repository")).arg("guest").args(arguments);
         command
@@ -25,13 +25,13 @@ impl Bench {
 
     /// Captures a VM, which must succeed; gives the report.
     fn captured(&self, vm: &str, arguments: &[&str]) -> Value {
-        let output = finish(self.capture(vm, &[arguments, &["--yes", "--json"]].concat()));
+        let output = finish(self.capture(vm, &[arguments, &["--yes", "--json", "--no-rehearse"]].concat()));
         let log = String::from_utf8_lossy(&output.stderr);
         assert_eq!(output.status.code(), Some(0), "{log}");
         serde_json::from_slice(&output.stdout).unwrap()
     }
 
-    fn start_ticking(&self) -> Running {
+    pub(super) fn start_ticking(&self) -> Running {
         let mut running = self.start("vm", &self.link());
         running.wait_for("VMNETX-TICK 2", BOOT_DEADLINE);
         running
@@ -65,7 +65,7 @@ impl Bench {
 
 impl Running {
     /// Waits for a tick after this one.
-    fn ticks_after(&mut self, tick: u64) -> u64 {
+    pub(super) fn ticks_after(&mut self, tick: u64) -> u64 {
         let started = Instant::now();
         loop {
             let last = last_tick(&fs::read(&self.serial).unwrap()).unwrap_or(0);
@@ -79,7 +79,7 @@ impl Running {
     }
 
     /// Waits for ticks that are not there yet.
-    fn ticks_on(&mut self) {
+    pub(super) fn ticks_on(&mut self) {
         let told = self.ticks_after(0);
         let next = self.ticks_after(told);
         self.ticks_after(next);

@@ -17,7 +17,7 @@ impl Bench {
     }
 
     /// The process of the shared server: the one whose command line names the cache directory.
-    fn server(&self) -> Option<u32> {
+    pub(super) fn server(&self) -> Option<u32> {
         let dir = self.cache_dir().display().to_string();
         let names_it = |pid: &u32| {
             let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();

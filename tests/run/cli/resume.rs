@@ -1,0 +1,189 @@
+//! Saved VMs that go on: lazily, as a stream, through outages, and what happens where they cannot.
+//!
+//! The lazy ones need userfaultfd: root, or `vm.unprivileged_userfaultfd=1`.
+
+use std::os::unix::fs::PermissionsExt;
+
+use serde_json::Value;
+
+use super::*;
+
+/// Fills memory with what no zeros and no file of the guest's are, and tells its sum.
+const FILL: &str = r#"dd if=/dev/urandom of=/memory bs=1M count=24 2>/dev/null; s=$(sha256sum </memory); echo "FILLED""-${s%% *}""#;
+const SUM: &str = r#"s=$(sha256sum </memory); echo "SUM""-${s%% *}""#;
+/// Writes to the disk what it reads again past its page cache.
+const WRITE: &str = r#"d=$(ls /dev/[sv]da3); dd if=/memory of=$d bs=4k seek=300 count=64 conv=notrunc,fsync 2>/dev/null; echo 3 >/proc/sys/vm/drop_caches
+dd if=$d bs=4k skip=300 count=64 2>/dev/null | cmp -s - /dev/fd/3 3</memory; dd if=$d bs=4k skip=300 count=64 of=/w 2>/dev/null; dd if=/memory bs=4k count=64 of=/v 2>/dev/null; cmp /w /v && echo "WROTE""-IT""#;
+
+/// A guest that was saved at work, published with the order of its resume.
+struct SavedGuest {
+    bench: Bench,
+    /// Its last tick before it was saved.
+    tick: u64,
+    /// Of what its memory was filled with.
+    sum: String,
+}
+
+impl SavedGuest {
+    fn new(marker: &str, arguments: &[&str]) -> Self {
+        let bench = Bench::new(marker, &["vmnetx.tick=0.05"]);
+        let mut running = bench.start_ticking();
+        running.type_line(FILL);
+        let sum = running.word_after("FILLED-");
+        let tick = running.ticks_after(0);
+        let output = finish(bench.capture("guest", &[&["--yes", "--json", "--stop"], arguments].concat()));
+        let log = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(0), "{log}");
+        let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!(report.get("order").is_some(), arguments.is_empty(), "{report}\n{log}");
+        assert_eq!(running.ended(DEADLINE).code(), Some(0), "{}", running.said());
+        Self { bench, tick, sum }
+    }
+
+    fn resume(&self, name: &str, link: &str, arguments: &[&str]) -> Running {
+        self.bench.start_with(name, link, arguments)
+    }
+
+    /// The guest has gone on: with the ticks that follow, its memory and its disk.
+    fn check(&self, running: &mut Running) {
+        let tick = running.ticks_after(0);
+        assert!(tick >= self.tick, "{tick} is a tick of a guest that has booted again");
+        assert!(!running.said().contains("VMNETX-GUEST-READY"), "{}", running.said());
+        running.type_line(SUM);
+        assert_eq!(running.word_after("SUM-"), self.sum);
+        running.type_line(WRITE);
+        running.wait_for("WROTE-IT", DEADLINE);
+        running.ticks_on();
+    }
+
+    fn end(&self, mut running: Running) {
+        running.type_line("poweroff");
+        assert_eq!(running.ended(DEADLINE).code(), Some(0), "{}", running.said());
+        self.bench.assert_clean();
+    }
+}
+
+impl Running {
+    /// Waits for the word that follows this one.
+    fn word_after(&mut self, before: &str) -> String {
+        let started = Instant::now();
+        loop {
+            let said = self.said();
+            let word = said.rsplit_once(before).map(|(_, rest)| rest.split_whitespace().next().unwrap_or_default());
+            if let Some(word) = word.filter(|word| word.len() == 64) {
+                return word.to_owned();
+            }
+            assert!(started.elapsed() < DEADLINE, "{before} did not come:\n{said}");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+}
+
+#[test]
+fn a_captured_guest_goes_on_in_every_mode() {
+    let guest = SavedGuest::new("resumed", &[]);
+    let web = WebServer::start(&guest.bench, 0);
+    for (mode, told) in [("auto", "(lazy"), ("lazy", "(lazy"), ("stream", "(stream")] {
+        let mut running = guest.resume(mode, &web.link(), &["--resume", mode]);
+        guest.check(&mut running);
+        running.wait_for(told, DEADLINE);
+        if told == "(lazy" {
+            running.wait_for("all of the guest's memory is here", DEADLINE);
+            guest.check(&mut running);
+        }
+        guest.end(running);
+    }
+    // What was recorded when it was captured is brought ahead.
+    let mut stats = guest.resume("order", &web.link(), &["--disk-cache", "0"]);
+    guest.check(&mut stats);
+    stats.signal(Signal::TERM);
+    assert_eq!(stats.ended(DEADLINE).code(), Some(0));
+    assert!(stats.said().contains("MB ahead, as recorded"), "{}", stats.said());
+}
+
+#[test]
+fn saved_memory_is_of_the_published_disk_alone() {
+    let guest = SavedGuest::new("overlays", &["--no-rehearse"]);
+    let (link, overlay) = (guest.bench.link(), guest.bench.path("overlay.qcow2"));
+    let persist = ["--persist", overlay.to_str().unwrap()];
+    let mut first = guest.resume("first", &link, &persist);
+    guest.check(&mut first);
+    guest.end(first);
+    // Now the disk is another one.
+    let (code, said) = failure(guest.bench.run(&link, &[&persist[..], &["--resume", "lazy"]].concat()));
+    assert!(code == USAGE && said.contains("has been run before"), "{code} {said}");
+    let mut again = guest.resume("again", &link, &persist);
+    again.wait_for("VMNETX-BOOTS", BOOT_DEADLINE);
+    assert!(again.said().contains("has been run before"), "{}", again.said());
+    again.signal(Signal::TERM);
+    assert_eq!(again.ended(DEADLINE).code(), Some(0));
+
+    let mut booted = guest.resume("booted", &link, &["--resume", "off"]);
+    booted.wait_for("VMNETX-GUEST-READY", BOOT_DEADLINE);
+    booted.signal(Signal::TERM);
+    assert_eq!(booted.ended(DEADLINE).code(), Some(0));
+}
+
+#[test]
+fn a_lazy_guest_outlives_its_servers() {
+    let guest = SavedGuest::new("outages", &["--no-rehearse"]);
+    let web = WebServer::start(&guest.bench, 0);
+    let port = web.port;
+    let mut running = guest.resume("outages", &web.link(), &["--resume", "lazy", "--memory-cache", "64M"]);
+    running.wait_for("(lazy", BOOT_DEADLINE);
+    // The origin goes away in the midst of it, and so does the server that reads it.
+    drop(web);
+    let server = guest.bench.server().expect("a server of the cache directory");
+    kill_process(Pid::from_raw(server.cast_signed()).unwrap(), Signal::KILL).unwrap();
+    std::thread::sleep(Duration::from_secs(3));
+    assert!(running.child.0.try_wait().unwrap().is_none(), "{}", running.said());
+    let _web = WebServer::start(&guest.bench, port);
+    guest.check(&mut running);
+    running.wait_for("all of the guest's memory is here", DEADLINE);
+    guest.check(&mut running);
+    guest.end(running);
+}
+
+#[test]
+fn a_guest_that_cannot_be_resumed_boots_or_says_why() {
+    let guest = SavedGuest::new("refused", &["--no-rehearse"]);
+    let link = guest.bench.link();
+    // A QEMU that does not know the saved machine's devices takes none of its state.
+    let other = guest.bench.path("other-qemu");
+    let script = "#!/bin/sh\nfor a in \"$@\"; do shift; case $a in *'\"VGA\"'*) a='{\"driver\":\"cirrus-vga\"}';; esac; \
+                  set -- \"$@\" \"$a\"; done\nexec qemu-system-x86_64 \"$@\"\n";
+    fs::write(&other, script).unwrap();
+    fs::set_permissions(&other, fs::Permissions::from_mode(0o755)).unwrap();
+    let qemu = ["--qemu", other.to_str().unwrap()];
+    for mode in ["lazy", "stream"] {
+        let (code, said) = failure(guest.bench.run(&link, &[&qemu[..], &["--resume", mode]].concat()));
+        assert!(code == 1 && said.contains("QEMU cannot load the saved state"), "{mode}: {code} {said}");
+        guest.bench.assert_clean();
+    }
+    let mut running = guest.resume("fallback", &link, &qemu);
+    running.wait_for("VMNETX-GUEST-READY", BOOT_DEADLINE);
+    assert!(running.said().contains("the VM boots, for it cannot be resumed"), "{}", running.said());
+    running.signal(Signal::TERM);
+    assert_eq!(running.ended(DEADLINE).code(), Some(0));
+    guest.bench.assert_clean();
+}
+
+#[test]
+fn programs_are_told_how_far_it_is() {
+    let guest = SavedGuest::new("programs", &["--no-rehearse"]);
+    let (link, out, serial) = (guest.bench.link(), guest.bench.path("events"), guest.bench.path("programs.serial"));
+    let mut command = guest.bench.run(&link, &["--resume", "lazy", "--json", "--serial", serial.to_str().unwrap()]);
+    let mut child = Ended(command.stdout(File::create(&out).unwrap()).stderr(Stdio::null()).spawn().unwrap());
+    let events = || fs::read_to_string(&out).unwrap_or_default();
+    wait_until("all memory is there", BOOT_DEADLINE, || events().contains("memory_complete"));
+    kill_process(Pid::from_child(&child.0), Signal::TERM).unwrap();
+    assert_eq!(wait_for_end(&mut child.0, DEADLINE).code(), Some(0));
+    let events = events();
+    let events: Vec<Value> = events.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let running = events.iter().find(|event| event["event"] == "running").expect("the guest runs");
+    assert_eq!(running["mode"], "lazy");
+    assert!(running["done_bytes"].as_u64() < running["total_bytes"].as_u64(), "{running}");
+
+    let (code, said) = failure(guest.bench.run(&link, &["--json", "--serial", "-"]));
+    assert!(code == USAGE && said.contains("standard output"), "{code} {said}");
+}
