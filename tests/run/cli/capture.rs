@@ -16,6 +16,11 @@ const FILLER: std::ops::Range<usize> = 40 * MIB..41 * MIB;
 const WRITE: &str = r#"d=$(ls /dev/[sv]da3); echo captured-words | dd of=$d bs=512 seek=4000 conv=notrunc,fsync 2>/dev/null
 dd if=/dev/zero of=${d%3} bs=1M seek=40 count=1 conv=notrunc,fsync 2>/dev/null; echo "WROTE""-IT""#;
 
+/// Writes to the disk, reads it again past the page cache, and so on: memory and disk must agree, or this ends.
+const WORK: &str = r#"(n=0; while dd if=/dev/urandom of=/w bs=4k count=64 2>/dev/null
+dd if=/w of=$d bs=4k seek=300 conv=notrunc,fsync 2>/dev/null; echo 3 >/proc/sys/vm/drop_caches
+dd if=$d bs=4k skip=300 count=64 2>/dev/null | cmp -s - /w; do n=$((n+1)); echo "ROUND""-$n."; done; echo "LOST""-IT") &"#;
+
 impl Bench {
     pub(super) fn capture(&self, vm: &str, arguments: &[&str]) -> Command {
         let mut command = self.vmnetx(&["capture", vm]);
@@ -51,15 +56,14 @@ impl Bench {
         RepositoryDir::open(self.path("repository")).unwrap().lock(Wait::No).unwrap()
     }
 
-    /// The last tick of a guest that goes on from its saved memory.
-    fn resumes(&self, at_least: u64) {
+    /// Resumes what is published: a guest that goes on from this tick at the earliest.
+    fn resumed(&self, at_least: u64) -> Running {
         let mut running = self.start_with("resumed", &self.link(), &["--resume", "stream"]);
         let first = running.ticks_after(0);
         assert!(first >= at_least, "{first} is a tick of a guest that has booted again");
         running.ticks_after(first);
         assert!(!running.said().contains("VMNETX-GUEST-READY"), "{}", running.said());
-        running.signal(Signal::TERM);
-        assert_eq!(running.ended(DEADLINE).code(), Some(0));
+        running
     }
 }
 
@@ -83,6 +87,21 @@ impl Running {
         let told = self.ticks_after(0);
         let next = self.ticks_after(told);
         self.ticks_after(next);
+    }
+
+    /// Waits until the guest has read twice what it wrote, in one round or more that it had begun before.
+    fn works_on(&mut self) {
+        let rounds = |said: &str| said.matches("ROUND-").count();
+        let (started, before) = (Instant::now(), rounds(&self.said()));
+        while rounds(&self.said()) < before + 3 {
+            assert!(started.elapsed() < DEADLINE && !self.said().contains("LOST-IT"), "{}", self.said());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    fn end(&mut self) {
+        self.signal(Signal::TERM);
+        assert_eq!(self.ended(DEADLINE).code(), Some(0), "{}", self.said());
     }
 
     /// Whether the guest is seen to stand still: no tick in the time of several.
@@ -111,6 +130,8 @@ fn a_running_vm_is_captured_and_goes_on() {
     let mut running = bench.start_ticking();
     running.type_line(WRITE);
     running.wait_for("WROTE-IT", DEADLINE);
+    running.type_line(WORK);
+    running.works_on();
     let first = bench.captured("guest", &[]);
     assert_eq!(first["disks"][0]["base"].as_str(), Some(booted.as_str()), "only changes were read");
     assert_eq!(first["version"].as_str(), Some(bench.version().as_str()));
@@ -141,7 +162,12 @@ fn a_running_vm_is_captured_and_goes_on() {
     assert_eq!((&last["stopped"], &last["stood_still_ms"]), (&Value::Bool(true), &Value::Null));
     assert_eq!(running.ended(DEADLINE).code(), Some(0), "{}", running.said());
     bench.assert_clean();
-    bench.resumes(tick);
+    let mut resumed = bench.resumed(tick);
+    resumed.works_on();
+    // A VM that was resumed is captured like any other.
+    bench.captured("guest", &[]);
+    resumed.works_on();
+    resumed.end();
 }
 
 #[test]
@@ -185,8 +211,7 @@ fn a_guest_goes_on_whatever_becomes_of_its_capture() {
     assert!(code == USAGE && said.contains("--whole") && !bench.path("elsewhere").exists(), "{code} {said}");
     bench.captured("guest", &[]);
     running.ticks_on();
-    running.signal(Signal::TERM);
-    assert_eq!(running.ended(DEADLINE).code(), Some(0));
+    running.end();
 }
 
 #[test]
@@ -229,7 +254,20 @@ fn any_qemu_is_captured_by_its_monitor() {
     let mut child = qemu(&["-blockdev", &system, "-blockdev", &other, "-device", disks[0], "-device", disks[1]]);
     let tick = || fs::read(&serial).ok().and_then(|said| last_tick(&said)).unwrap_or(0);
     wait_until("the guest ticks", BOOT_DEADLINE, || tick() > 2);
-    for (arguments, complaint) in [(&["--yes"][..], "--machine"), (&["--yes", "--machine", &wrong], "256 MiB of RAM")] {
+    let domain = bench.path("domain.xml").display().to_string();
+    let disk = |target: &str| format!("<disk type='file' device='disk'><target dev='{target}' bus='sata'/></disk>");
+    let text = format!(
+        "<domain type='kvm'><memory unit='MiB'>256</memory><os><type arch='x86_64' machine='pc-q35-7.2'>hvm</type></os>\
+         <features><acpi/></features><devices>{}{}</devices></domain>",
+        disk("sda"),
+        disk("sdb")
+    );
+    fs::write(&domain, text).unwrap();
+    for (arguments, complaint) in [
+        (&["--yes"][..], "--machine"),
+        (&["--yes", "--machine", &wrong], "256 MiB of RAM"),
+        (&["--yes", "--domain", &domain], "the machine type pc-i440fx-7.2"),
+    ] {
         let (code, said) = failure(bench.capture(&socket, arguments));
         assert!(code == USAGE && said.contains(complaint), "{code} {said}");
     }
@@ -242,7 +280,7 @@ fn any_qemu_is_captured_by_its_monitor() {
     // All that it wrote, QEMU wrote into the image.
     assert!(bench.published_disk("disk0") == fs::read(&bench.image).unwrap());
     assert!(bench.published_disk("disk1").starts_with(&fs::read(&data).unwrap()));
-    bench.resumes(before);
+    bench.resumed(before).end();
 }
 
 impl Bench {
