@@ -125,7 +125,7 @@ fn options(args: Args) -> Result<(BuildOptions, Option<Description>), Error> {
     let hardware = args.hardware;
     let (machine, disks, domain) = match &hardware.domain {
         Some(path) => {
-            let description = hardware.domain(path, given.len())?;
+            let description = hardware.domain(path, (given.len(), "--disk gives"))?;
             let disks = if given.is_empty() { own_disks(&description)? } else { given };
             let names: Vec<_> = disks.iter().map(|disk| disk.name.clone()).collect();
             (Some(description.machine_with(&names)), disks, Some(description))

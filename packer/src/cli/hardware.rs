@@ -40,21 +40,22 @@ impl HardwareArgs {
     /// [`Error`] when a description cannot be read, or has parts that cannot be published.
     pub fn of_running(&self, disks: usize) -> Result<Option<Machine>, Error> {
         let Some(path) = &self.domain else { return self.machine.is_some().then(|| self.machine()).transpose() };
-        let description = self.domain(path, disks)?;
+        let description = self.domain(path, (disks, "the VM has"))?;
         let names = description.disk_names();
         domain::tell(&description, &names);
         Ok(Some(description.machine_with(&names)))
     }
 
-    /// The domain in a file, if all of it can be published or may be dropped, with this many disks given by the publisher.
-    pub(super) fn domain(&self, path: &Path, given: usize) -> Result<Description, Error> {
+    /// The domain in a file, if all of it can be published or may be dropped, with this many disks that are not taken
+    /// from it, as somebody says.
+    pub(super) fn domain(&self, path: &Path, (given, says): (usize, &str)) -> Result<Description, Error> {
         let files = if given == 0 { DiskFiles::FromDomain } else { DiskFiles::Given };
         let mut description = domain::read(path, default_machine()?, files)?;
         description.drop_refused(&self.drop).map_err(domain::of_file(path))?;
         description.check().map_err(domain::of_file(path))?;
         if given != 0 && given != description.disks.len() {
             let disks = description.disks.len();
-            return Err(Error::Usage(format!("the domain has places for {disks} disks, and {given} are given")));
+            return Err(Error::Usage(format!("the domain has places for {disks} disks, and {says} {given}")));
         }
         Ok(description)
     }
