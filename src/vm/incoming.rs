@@ -32,6 +32,7 @@ impl Started {
     /// [`QmpError::Refused`] when QEMU cannot, or may not on this host; it waits on, and another way may do.
     pub async fn receive(&mut self, way: Way) -> Result<(), Error> {
         self.qmp.enable(way.capabilities()).await?;
+        self.is_loading = true;
         Ok(self.qmp.migrate_incoming(process::INHERITED_FD).await?)
     }
 
@@ -43,7 +44,10 @@ impl Started {
         loop {
             match self.qmp.event().await {
                 // By itself: that the saved VM was running is part of its state only if it was saved so.
-                Ok(Event::Migration(MigrationStatus::Completed)) => return Ok(self.qmp.cont().await?),
+                Ok(Event::Migration(MigrationStatus::Completed)) => {
+                    self.is_loading = false;
+                    return Ok(self.qmp.cont().await?);
+                }
                 Ok(Event::Migration(MigrationStatus::Failed)) => return Err(self.not_loaded().await),
                 Ok(Event::Resume) => return Ok(()),
                 Ok(_) => {}

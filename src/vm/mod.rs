@@ -163,7 +163,7 @@ pub async fn start(mut spec: Spec, shutdown: &CancellationToken) -> Result<Optio
         tracing::info!("the screen is on the VNC socket {}", vnc.display());
     }
     let serial = serial.zip(spec.serial.take()).map(|(stream, port)| serial::Carrier::start(stream, port));
-    Ok(Some(Started { process, qmp, serial, spec }))
+    Ok(Some(Started { process, qmp, serial, is_loading: false, spec }))
 }
 
 fn check(spec: &Spec) -> Result<(), Error> {
@@ -264,6 +264,8 @@ pub struct Started {
     process: Process,
     qmp: Qmp,
     serial: Option<serial::Carrier>,
+    /// Whether memory that the machine began in is still on its way.
+    is_loading: bool,
     // Goes last: the others use what is in its run directory.
     spec: Spec,
 }
@@ -314,7 +316,7 @@ impl Started {
     /// [`Error`]; the machine has been ended by then.
     pub async fn run(mut self, shutdown: &CancellationToken) -> Result<Outcome, Error> {
         let disks = self.spec.disks.iter().map(|disk| disk.name.clone()).collect();
-        let vm = watch::Vm::new(&mut self.process, &mut self.qmp, disks);
+        let vm = watch::Vm::new(&mut self.process, &mut self.qmp, disks, self.is_loading);
         let outcome = vm.watch(shutdown).await;
         // Ended or not, there must be no QEMU after this.
         let ended = if matches!(outcome, Ok(Outcome::Cancelled)) {

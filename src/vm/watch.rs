@@ -27,6 +27,8 @@ pub(super) struct Vm<'a> {
     qmp: &'a mut Qmp,
     /// The disks' names in the order of their block nodes.
     disks: Vec<Name>,
+    /// Whether memory is still on its way into it. Without that, a migration that fails is one out of it, which harms nobody.
+    is_loading: bool,
     guest: Guest,
     /// The last failed request, until it has been told.
     failed: Option<BlockIoError>,
@@ -40,8 +42,8 @@ enum Guest {
 }
 
 impl<'a> Vm<'a> {
-    pub(super) const fn new(process: &'a mut Process, qmp: &'a mut Qmp, disks: Vec<Name>) -> Self {
-        Self { process, qmp, disks, guest: Guest::Running, failed: None }
+    pub(super) const fn new(process: &'a mut Process, qmp: &'a mut Qmp, disks: Vec<Name>, is_loading: bool) -> Self {
+        Self { process, qmp, disks, is_loading, guest: Guest::Running, failed: None }
     }
 
     /// Waits until the machine has ended. With [`Outcome::Cancelled`], `shutdown` was cancelled and it still runs.
@@ -70,9 +72,10 @@ impl<'a> Vm<'a> {
                 Some(Ok(Event::Shutdown(reason))) => return self.ended(reason).await,
                 Some(Ok(Event::BlockIoError(error))) => self.failed = Some(error),
                 Some(Ok(Event::Stop)) => self.stopped().await?,
-                Some(Ok(Event::Migration(MigrationStatus::Failed | MigrationStatus::Paused))) => {
+                Some(Ok(Event::Migration(MigrationStatus::Failed | MigrationStatus::Paused))) if self.is_loading => {
                     return Err(Error::MemoryLost);
                 }
+                Some(Ok(Event::Migration(MigrationStatus::Completed))) => self.is_loading = false,
                 Some(Ok(Event::Resume | Event::Migration(_) | Event::Other)) => {}
                 Some(Err(QmpError::Closed)) => return Err(self.process.died().await),
                 Some(Err(error)) => return Err(error.into()),

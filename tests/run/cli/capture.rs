@@ -1,6 +1,10 @@
 //! Running VMs that are captured: they go on whatever becomes of that, and what is published is what they were.
 
+use std::io::{BufRead, BufReader};
+use std::os::unix::net::UnixStream;
+
 use serde_json::Value;
+use vmnetx::registry::Registry;
 use vmnetx_format::Accelerator;
 use vmnetx_store::dir::{Publisher, RepositoryDir, Wait};
 
@@ -167,6 +171,9 @@ fn a_running_vm_is_captured_and_goes_on() {
     // A VM that was resumed is captured like any other.
     bench.captured("guest", &[]);
     resumed.works_on();
+    // What somebody else fails to do with its memory does not end it.
+    bench.migrate_to_nobody();
+    resumed.works_on();
     resumed.end();
 }
 
@@ -225,7 +232,7 @@ fn any_qemu_is_captured_by_its_monitor() {
         command.arg("-qmp").arg(format!("unix:{},server=on,wait=off", qmp.display()));
         command.arg("-serial").arg(format!("file:{}", serial.display()));
         let child = Ended(command.spawn().unwrap());
-        wait_until("QEMU listens", DEADLINE, || std::os::unix::net::UnixStream::connect(&qmp).is_ok());
+        wait_until("QEMU listens", DEADLINE, || UnixStream::connect(&qmp).is_ok());
         child
     };
     let describe = |memory_mib: u32| {
@@ -284,6 +291,20 @@ fn any_qemu_is_captured_by_its_monitor() {
 }
 
 impl Bench {
+    /// Has a migration of the VM `guest` fail, and waits until QEMU has said so.
+    fn migrate_to_nobody(&self) {
+        let vm = Registry::at(&self.path("state/vms")).unwrap().find(&"guest".parse().unwrap()).unwrap().vm.unwrap();
+        let monitor = UnixStream::connect(vm.control).unwrap();
+        monitor.set_read_timeout(Some(DEADLINE)).unwrap();
+        let migrate = r#"{"execute": "migrate", "arguments": {"uri": "unix:/nonexistent/socket"}}"#;
+        for command in [r#"{"execute": "qmp_capabilities"}"#, migrate] {
+            writeln!(&monitor, "{command}").unwrap();
+        }
+        let said = BufReader::new(monitor).lines().map(Result::unwrap);
+        let events = said.filter(|line| line.contains("\"MIGRATION\"")).find(|line| line.contains("\"failed\""));
+        assert!(events.is_some(), "the launcher hears of it, too");
+    }
+
     /// Files with a guest's memory in directories of captures.
     fn streams(&self) -> usize {
         let folders = fs::read_dir(self.path("tmp")).unwrap().flatten();
