@@ -4,11 +4,12 @@
 //! is not listed, and whoever wants its name removes it. Files come under their names whole, and the directory is this
 //! user's alone: who reads an entry believes it.
 
+mod limits;
+
 use std::fs::{self, File};
 use std::io::{self, Read};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use tempfile::NamedTempFile;
@@ -17,18 +18,9 @@ use vmnetx_format::{Accelerator, Digest, Name};
 use vmnetx_store::failure::{Class, Told};
 use vmnetx_store::trust::Trust;
 
-/// Bytes of an entry; the machine's description is the longest part.
-const ENTRY_BYTES_MAX: u64 = 256 << 10;
+use self::limits::{CLAIM_ATTEMPTS, CLAIM_PAUSE, ENTRY_BYTES_MAX, HELD_LOOKS, SUFFIXES_MAX};
 
-/// Attempts at a name that no VM has any more: another command may look at its file just then.
-const CLAIM_ATTEMPTS: usize = 20;
-
-/// Between two such attempts.
-const CLAIM_PAUSE: Duration = Duration::from_millis(10);
-
-/// Numbers that are tried behind a name that is taken.
-const SUFFIXES_MAX: usize = 1000;
-
+/// What the names of entries end in.
 const SUFFIX: &str = ".json";
 
 /// Where the running VMs of a user are entered.
@@ -177,6 +169,7 @@ impl Registry {
     pub fn claim(&self, name: &Name) -> Result<Claim, RegistryError> {
         let entry = Entry { name: name.clone(), pid: std::process::id(), vm: None };
         let path = self.path(name);
+        let mut looks = 0;
         for _ in 0..CLAIM_ATTEMPTS {
             let file = self.write(&entry)?;
             match file.persist_noclobber(&path) {
@@ -184,9 +177,15 @@ impl Registry {
                 Err(error) if error.error.kind() == io::ErrorKind::AlreadyExists => {}
                 Err(error) => return Err(self.failed(error.error)),
             }
-            if !sweep(&path) {
-                std::thread::sleep(CLAIM_PAUSE);
+            if sweep(&path) {
+                continue;
             }
+            // Whoever sweeps holds the file for a moment, too; a launcher does so for longer.
+            looks += u32::from(is_held(&path));
+            if looks >= HELD_LOOKS {
+                break;
+            }
+            std::thread::sleep(CLAIM_PAUSE);
         }
         Err(RegistryError::Taken(name.clone()))
     }
@@ -256,14 +255,19 @@ fn write(dir: &Path, entry: &Entry) -> io::Result<NamedTempFile> {
 
 /// The entry in a file, if it is one and its VM's launcher lives.
 fn read(path: &Path) -> Option<Entry> {
-    let file = File::open(path).ok()?;
-    // Shared, so that two who look do not take each other for the launcher.
-    if !matches!(file.try_lock_shared(), Err(fs::TryLockError::WouldBlock)) {
+    if !is_held(path) {
         return None;
     }
+    let file = File::open(path).ok()?;
     let mut text = Vec::new();
     file.take(ENTRY_BYTES_MAX).read_to_end(&mut text).ok()?;
     serde_json::from_slice(&text).ok()
+}
+
+/// Whether somebody holds the file at `path` for itself.
+fn is_held(path: &Path) -> bool {
+    // Shared, so that two who look do not take each other for the launcher.
+    File::open(path).is_ok_and(|file| matches!(file.try_lock_shared(), Err(fs::TryLockError::WouldBlock)))
 }
 
 /// Removes the file at `path` if nobody holds it; says whether there is none any more.
@@ -346,6 +350,23 @@ mod tests {
         assert_eq!(error.to_string(), "no VM called vm runs here; there are vm-2");
         drop(second);
         assert_eq!(fs::read_dir(folder.path().join("vms")).unwrap().count(), 0, "nothing is left");
+    }
+
+    #[test]
+    fn forty_seats_have_a_name_each_and_none_waits_long() {
+        let folder = tempfile::tempdir().unwrap();
+        let start = std::time::Instant::now();
+        let claim = || Registry::at(folder.path()).unwrap().claim_like(&name("seat")).unwrap();
+        let claims: Vec<_> = std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..40).map(|_| scope.spawn(claim)).collect();
+            threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+        });
+        let mut names: Vec<_> = claims.iter().map(Claim::name).collect();
+        names.sort();
+        names.dedup();
+        assert_eq!(names.len(), 40);
+        assert_eq!(Registry::at(folder.path()).unwrap().list().unwrap().len(), 40);
+        assert!(start.elapsed() < std::time::Duration::from_secs(10), "{:?}", start.elapsed());
     }
 
     #[test]
