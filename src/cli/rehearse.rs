@@ -208,7 +208,7 @@ async fn launch(how: &HowArgs, lease: &Lease, shutdown: &CancellationToken) -> R
 
 /// Resumes what is attached lazily, with nothing but what the guest asks for, so that nothing else is recorded.
 async fn resume(lease: &Lease, manifest: &Manifest, spec: Spec, over: &CancellationToken) -> Result<Outcome, Error> {
-    let plan = Plan { modes: vec![Mode::Lazy], fill: Fill::OnDemand, progress: Arc::default() };
+    let plan = Plan { modes: vec![Mode::Lazy], ram: None, fill: Fill::OnDemand, progress: Arc::default() };
     let saved = Saved::open(lease.control(), lease.attached(), manifest);
     match resume::start(spec, saved, plan, over).await {
         Ok(Some(resumed)) => Ok(resumed.run(over).await?),

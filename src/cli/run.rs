@@ -229,7 +229,7 @@ impl Run<'_> {
     async fn resume(&self, lease: &Lease, manifest: &Manifest, spec: Spec) -> Result<Launched, Error> {
         let show = if self.args.json { Show::Json } else { Show::Words };
         let mut shown = Shown::start(show);
-        let plan = Plan { modes: self.args.resume.modes(), fill: Fill::All, progress: shown.progress() };
+        let plan = Plan { modes: self.args.resume.modes(), ram: None, fill: Fill::All, progress: shown.progress() };
         let saved = Saved::open(lease.control(), lease.attached(), manifest);
         let resumed = match resume::start(spec, saved, plan, &self.shutdown).await {
             Ok(Some(resumed)) => resumed,

@@ -4,6 +4,7 @@
 //!  modes ──▶ QEMU starts and waits, the device state is read
 //!              │
 //!              ├─ lazy     postcopy: the guest runs at once, its memory follows (module `lazy`); refused ──▶ the next mode
+//!              ├─ mapped   its main memory is there already, as what the server shares: a stream of the rest
 //!              ├─ stream   all of its memory, then the guest runs (module `stream`)
 //!              ▼
 //!            the guest runs          fails before: the machine is abandoned and given back, to boot it
@@ -22,6 +23,7 @@ mod stream;
 
 use std::fmt;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream as StdUnixStream;
 use std::sync::Arc;
 
@@ -30,14 +32,14 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
-use crate::vm::{self, Outcome, QmpError, Spec, Started, Way};
+use crate::vm::{self, Incoming, Outcome, QmpError, Spec, Started, Way};
 
 use limits::END_DEADLINE;
 
 pub use error::Error;
 pub use progress::Progress;
 pub use saved::Saved;
-pub use stream::send;
+pub use stream::{MainRam, send};
 
 /// How a saved VM is resumed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,6 +48,8 @@ pub enum Mode {
     Lazy,
     /// The guest runs when all of its memory is there.
     Stream,
+    /// The main memory is a private mapping of what the server holds for all VMs of one state; the rest comes as a stream.
+    Mapped,
 }
 
 /// Which memory a guest that runs lazily is given.
@@ -82,6 +86,8 @@ pub struct Failed {
 pub struct Plan {
     /// The modes to try, the best first: the next one is taken when QEMU, or this host, has not what the one before needs.
     pub modes: Vec<Mode>,
+    /// All of the main memory, for [`Mode::Mapped`].
+    pub ram: Option<OwnedFd>,
     /// What a guest is given that runs lazily.
     pub fill: Fill,
     /// Told of how far it is.
@@ -93,6 +99,7 @@ impl fmt::Display for Mode {
         f.write_str(match self {
             Self::Lazy => "lazy",
             Self::Stream => "stream",
+            Self::Mapped => "mapped",
         })
     }
 }
@@ -101,7 +108,8 @@ impl Mode {
     const fn way(self) -> Way {
         match self {
             Self::Lazy => Way::Lazy,
-            Self::Stream => Way::Stream,
+            // The pages that are mapped are not sent, which QEMU takes: it asks for none.
+            Self::Stream | Self::Mapped => Way::Stream,
         }
     }
 }
@@ -120,11 +128,11 @@ impl From<Error> for Failed {
 pub async fn start(
     mut spec: Spec,
     saved: impl Future<Output = Result<Saved, Error>>,
-    plan: Plan,
+    mut plan: Plan,
     shutdown: &CancellationToken,
 ) -> Result<Option<Resumed>, Failed> {
     let (ours, theirs) = channel().map_err(|error| Error::Channel(error).into_failed())?;
-    spec.incoming = Some(theirs.into());
+    spec.incoming = Some(Incoming { channel: theirs.into(), ram: plan.ram.take() });
     let saved = async { shutdown.run_until_cancelled(saved).await.transpose() };
     let (started, saved) = tokio::join!(vm::start(spec, shutdown), saved);
     let Some(mut started) = started.map_err(Error::from)? else { return Ok(None) };
@@ -198,7 +206,8 @@ fn feed(mode: Mode, saved: Arc<Saved>, channel: UnixStream, plan: Plan) -> Feede
     AbortOnDropHandle::new(tokio::spawn(async move {
         match mode {
             Mode::Lazy => lazy::serve(saved, channel, fill, &progress).await,
-            Mode::Stream => send(&saved, channel, &progress).await,
+            Mode::Stream => send(&saved, channel, MainRam::Sent, &progress).await,
+            Mode::Mapped => send(&saved, channel, MainRam::Mapped, &progress).await,
         }
     }))
 }

@@ -12,26 +12,42 @@ use super::limits::{SECTION_BYTES, STREAM_READS_MAX};
 use super::saved::{Page, Pages};
 use super::{Error, Progress, Saved};
 
+/// Where a guest's main memory comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MainRam {
+    /// The stream.
+    Sent,
+    /// A mapping that QEMU has of it: the stream is of all other RAM.
+    Mapped,
+}
+
 /// Writes a saved VM to QEMU's incoming migration, or to libvirt's restore behind a head of its own. Of its RAM,
-/// [`STREAM_READS_MAX`] reads are in memory at most, however slowly the channel takes them.
+/// a fixed number of reads is in memory at most, however slowly the channel takes them.
 ///
 /// # Errors
 /// [`Error`] when the saved VM cannot be read, or the channel fails.
-pub async fn send(saved: &Arc<Saved>, channel: impl AsyncWrite + Unpin, progress: &Progress) -> Result<(), Error> {
+pub async fn send(
+    saved: &Arc<Saved>,
+    channel: impl AsyncWrite + Unpin,
+    main: MainRam,
+    progress: &Progress,
+) -> Result<(), Error> {
     let mut sending = Sending { channel, out: Vec::with_capacity(2 * SECTION_BYTES) };
     let Configuration { machine, .. } = &saved.configuration;
     let mut writer =
         StreamWriter::<Precopy>::start(&Configuration::new(machine), saved.blocks.clone(), &mut sending.out)?;
-    progress.begin(saved.ram_bytes());
-    let mut reads = Reads { saved, ranges: saved.pieces().into_iter(), under_way: VecDeque::new() };
+    let is_main = |block: usize| saved.blocks.get(block).is_some_and(|block| block.name == MAIN_RAM_BLOCK);
+    let mut ranges = saved.pieces();
+    ranges.retain(|range| main == MainRam::Sent || !is_main(range.block));
+    progress.begin(ranges.iter().map(|range| range.length_bytes).sum());
+    let mut reads = Reads { saved, ranges: ranges.into_iter(), under_way: VecDeque::new() };
     while let Some(pages) = reads.next().await? {
         let PageRange { block, length_bytes, .. } = pages.range();
-        let is_main = saved.blocks.get(block).is_some_and(|block| block.name == MAIN_RAM_BLOCK);
         for (offset_bytes, page) in pages.iter() {
             let at = PageAt { block, offset_bytes };
             match page {
                 // QEMU has zeros there by itself.
-                Page::Zero if is_main => {}
+                Page::Zero if is_main(block) => {}
                 Page::Zero => writer.zero_page(at, &mut sending.out)?,
                 Page::Data(bytes) => writer.page(at, bytes, &mut sending.out)?,
             }

@@ -4,11 +4,12 @@
 //! has its commas doubled. Works with QEMU 7.2 to 10.0.
 
 use std::ffi::OsString;
+use std::os::fd::RawFd;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
-use vmnetx_format::Name;
 use vmnetx_format::machine::{Bus, Chipset, Clock, Machine, NicModel, Vga};
+use vmnetx_format::{MAIN_RAM_BLOCK, Name};
 
 use super::accel::Accelerator;
 use super::display::Display;
@@ -45,8 +46,19 @@ pub(super) struct Facts<'a> {
     pub(super) vnc: &'a Path,
     /// In the order of the package.
     pub(super) disks: &'a [DiskFacts],
-    /// Whether QEMU inherits a channel with the state to begin in.
-    pub(super) incoming: bool,
+    /// What the machine does first.
+    pub(super) begins: Begins,
+}
+
+/// What a machine does first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Begins {
+    /// It boots.
+    Booting,
+    /// It waits for the state that it is to go on from.
+    Waiting,
+    /// The same, and its main memory is a private mapping of a file that QEMU inherits under this number.
+    Mapping(RawFd),
 }
 
 /// Where a disk's data is.
@@ -70,7 +82,16 @@ pub(super) fn arguments(machine: &Machine, facts: &Facts<'_>) -> Result<Vec<OsSt
     line.flag("-nodefaults");
     line.flag("-no-user-config");
     line.option("-sandbox", SANDBOX);
-    line.option("-machine", format!("{},accel={},dump-guest-core=off", machine.machine, facts.accelerator.as_str()));
+    let mut board = format!("{},accel={},dump-guest-core=off", machine.machine, facts.accelerator.as_str());
+    if let Begins::Mapping(fd) = facts.begins {
+        // QEMU 7.2 opens a file read-write, also for a private mapping, and knows no file by its number but in this way.
+        line.object(
+            &json!({ "qom-type": "memory-backend-file", "id": MAIN_RAM_BLOCK, "size": machine.memory_mib.mib() << 20,
+            "mem-path": format!("/proc/self/fd/{fd}"), "share": false }),
+        );
+        board += &format!(",memory-backend={MAIN_RAM_BLOCK}");
+    }
+    line.option("-machine", board);
     line.option("-cpu", machine.cpu.model.as_str());
     line.option("-smp", machine.cpu.count.count().to_string());
     line.option("-m", format!("size={}M", machine.memory_mib.mib()));
@@ -89,7 +110,7 @@ pub(super) fn arguments(machine: &Machine, facts: &Facts<'_>) -> Result<Vec<OsSt
     add_display(&mut line, facts)?;
     add_devices(&mut line, machine, facts)?;
     add_disks(&mut line, machine, facts)?;
-    if facts.incoming {
+    if facts.begins != Begins::Booting {
         // Which one and how is said over the monitor.
         line.option("-incoming", "defer");
     }

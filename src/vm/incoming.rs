@@ -4,8 +4,35 @@
 //! what `docs/migration.md` describes. Capabilities come first: QEMU refuses those that it, or this host, does not have, and
 //! waits on.
 
+use std::os::fd::OwnedFd;
+
+use super::command::Begins;
 use super::qmp::{Event, MigrationStatus, QmpError};
 use super::{Error, Started, process};
+
+/// What QEMU gets to begin in another state than a machine that boots.
+#[derive(Debug)]
+pub struct Incoming {
+    /// QEMU's end of the socket or pipe over which the state comes, as a migration.
+    pub channel: OwnedFd,
+    /// What the main memory holds already: a memfd of its size, of which QEMU gets a private mapping. `None`: zeros.
+    pub ram: Option<OwnedFd>,
+}
+
+impl Incoming {
+    pub(super) const fn begins(&self) -> Begins {
+        match &self.ram {
+            // Behind the channel.
+            Some(_) => Begins::Mapping(process::INHERITED_FD + 1),
+            None => Begins::Waiting,
+        }
+    }
+
+    /// The files that QEMU inherits.
+    pub(super) fn into_inherited(self) -> Vec<OwnedFd> {
+        [Some(self.channel), self.ram].into_iter().flatten().collect()
+    }
+}
 
 /// How the state comes, and with it what QEMU must be able to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -23,7 +23,6 @@
 //! This module opens no URL. QEMU runs sandboxed as the user of this process and is given paths of sockets and overlays
 //! only; what the package says about the machine has passed the types of [`Machine`].
 
-use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
 use rustix::process::Signal;
@@ -51,14 +50,14 @@ pub use accel::Accel;
 pub use command::Network;
 pub use display::{Display, DisplayChoice};
 pub use error::Error;
-pub use incoming::Way;
+pub use incoming::{Incoming, Way};
 pub use process::Programs;
 pub use qmp::QmpError;
 pub use run_dir::RunDir;
 pub use serial::SerialPort;
 
 use accel::Accelerator;
-use command::{DiskFacts, Facts};
+use command::{Begins, DiskFacts, Facts};
 use limits::{QUIT_DEADLINE, QUIT_DEADLINE_SCRATCH, START_DEADLINE, TERM_DEADLINE};
 use process::Process;
 use qmp::Qmp;
@@ -82,9 +81,8 @@ pub struct Spec {
     pub network: Network,
     /// Who listens to the first serial port, if anyone does.
     pub serial: Option<SerialPort>,
-    /// QEMU's end of the socket or pipe over which it gets the state that the machine begins in, as a migration; `None`: it
-    /// boots.
-    pub incoming: Option<OwnedFd>,
+    /// The state that the machine begins in; `None`: it boots.
+    pub incoming: Option<Incoming>,
     /// The VM's place among those that run, where it is entered as soon as QEMU starts.
     pub claim: Option<Claim>,
     /// The programs to run.
@@ -149,7 +147,7 @@ pub async fn start(mut spec: Spec, shutdown: &CancellationToken) -> Result<Optio
     let arguments = command::arguments(&spec.machine, &facts)?;
     tracing::debug!(?arguments, "start {}", spec.programs.qemu.display());
     enter(&mut spec, &prepared, control)?;
-    let inherited = spec.incoming.take().into_iter().collect();
+    let inherited = spec.incoming.take().map_or_else(Vec::new, Incoming::into_inherited);
     let mut process = Process::spawn(&spec.programs, &spec.programs.qemu, &arguments, inherited).await?;
     let connecting = connect(&mut process, &monitor, serial.as_ref().map(|(listener, _)| listener));
     let (qmp, serial) = match shutdown.run_until_cancelled(connecting).await {
@@ -202,9 +200,9 @@ fn facts<'a>(
     serial: Option<&'a Path>,
 ) -> Facts<'a> {
     let Spec { name, display, network, .. } = spec;
-    let incoming = spec.incoming.is_some();
+    let begins = spec.incoming.as_ref().map_or(Begins::Booting, Incoming::begins);
     let (accelerator, disks) = (prepared.accelerator, &prepared.disks);
-    Facts { name, accelerator, display: *display, network: *network, monitor, control, serial, vnc, disks, incoming }
+    Facts { name, accelerator, display: *display, network: *network, monitor, control, serial, vnc, disks, begins }
 }
 
 async fn prepare(spec: &Spec) -> Result<Prepared, Error> {

@@ -162,7 +162,7 @@ fn publish_inputs(
             let saved = SavedMemory::read(file, &machine, publisher, progress)?;
             let (head, saved) = saved.into_images();
             // As disks are: what a guest has read of them lies in its RAM once more.
-            images.extend(saved.into_iter().map(|(name, source)| Input { name, source, chunker: Chunker::DISK }));
+            images.extend(saved.into_iter().map(|(name, source)| Input { name, source, chunker: Chunker::RAM }));
             // Reading it was told of already.
             let read_bytes = head.report.ram_bytes;
             (Some(head), read_bytes)

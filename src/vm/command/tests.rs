@@ -31,7 +31,7 @@ fn line(machine: &Machine, change: impl FnOnce(&mut Facts<'_>), disks: &[DiskFac
         serial: None,
         vnc: Path::new("/run/vnc"),
         disks,
-        incoming: false,
+        begins: Begins::Booting,
     };
     change(&mut facts);
     Ok(arguments(machine, &facts)?.into_iter().map(|argument| argument.into_string().unwrap()).collect())

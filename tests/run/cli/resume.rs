@@ -9,7 +9,8 @@ use serde_json::Value;
 use super::*;
 
 /// Fills memory with what no zeros and no file of the guest's are, and tells its sum.
-const FILL: &str = r#"dd if=/dev/urandom of=/memory bs=1M count=24 2>/dev/null; s=$(sha256sum </memory); echo "FILLED""-${s%% *}""#;
+const FILL: &str =
+    r#"dd if=/dev/urandom of=/memory bs=1M count=24 2>/dev/null; s=$(sha256sum </memory); echo "FILLED""-${s%% *}""#;
 const SUM: &str = r#"s=$(sha256sum </memory); echo "SUM""-${s%% *}""#;
 /// Writes to the disk what it reads again past its page cache.
 const WRITE: &str = r#"d=$(ls /dev/[sv]da3); dd if=/memory of=$d bs=4k seek=300 count=64 conv=notrunc,fsync 2>/dev/null; echo 3 >/proc/sys/vm/drop_caches
