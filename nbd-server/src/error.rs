@@ -132,6 +132,35 @@ pub enum Error {
     /// The server keeps nothing on disk.
     #[error("this server has no cache directory")]
     NoCache,
+    /// An attachment has no saved memory, or none is served for it.
+    #[error("the attachment has no saved memory that could be mapped")]
+    NoMemory,
+    /// Mapped RAM is made of what is here, unless it is asked for more.
+    #[error("not all of the saved memory is on this host")]
+    NotHere,
+    /// A limit is reached.
+    #[error(
+        "mapping {wanted_bytes} bytes of saved memory exceeds the server's limit: {held_bytes} of {limit_bytes} are taken"
+    )]
+    MappedFull {
+        /// What would have to be held, zero pages not counted.
+        wanted_bytes: u64,
+        /// What is held for others.
+        held_bytes: u64,
+        /// What may be held.
+        limit_bytes: u64,
+    },
+    /// The system does not hold RAM as it should.
+    #[error("hold saved memory to be mapped")]
+    Mapped(#[source] io::Error),
+    /// What a server has handed over cannot be mapped.
+    #[error("what the server at {socket} hands over is not saved memory that nobody can change: {reason}")]
+    HandOver {
+        /// The socket's path.
+        socket: String,
+        /// What is wrong with it.
+        reason: String,
+    },
     /// The server is about to end.
     #[error("the server takes no more attachments, because it ends when the last one is gone")]
     Draining,
@@ -177,6 +206,9 @@ impl Told for Error {
             Self::Refused(problem) => problem.class,
             Self::NoAttachment | Self::TooManyAttachments | Self::Draining | Self::NoServer { .. } => Class::Failure,
             Self::Detached | Self::BeingPulled | Self::TooManyPulls | Self::BeingVerified => Class::Failure,
+            Self::NoMemory => Class::Usage,
+            Self::MappedFull { .. } | Self::Mapped(_) => Class::Host,
+            Self::NotHere | Self::HandOver { .. } => Class::Failure,
             Self::NotRecorded | Self::Unrecordable(_) | Self::Unspeakable(_) => Class::Failure,
             Self::Control { .. } | Self::Record { .. } => Class::Failure,
         }
@@ -193,6 +225,10 @@ impl Told for Error {
             Self::NoPin { .. } => Some("`vmnetx-nbd cache pin --list` lists what is".into()),
             Self::Refused(problem) => problem.hint.clone(),
             Self::TooManyPulls => Some("wait until another one has ended".into()),
+            Self::NotHere => Some("`vmnetx-nbd pull` brings it; `vmnetx run --resume lazy` does without".into()),
+            Self::MappedFull { .. } => {
+                Some("end VMs of other packages, or give the server a larger --mapped-memory".into())
+            }
             Self::SocketPath(_) => Some("give a --cache-dir or --control with a shorter path".into()),
             Self::NoServer { .. } => {
                 Some("is it the cache directory or the control socket of a server that runs?".into())

@@ -123,3 +123,15 @@ pub const RELEASE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Between two looks whether it has.
 pub const RELEASE_LOOK: Duration = Duration::from_millis(20);
+
+/// Bytes of RAM that are read at once to be mapped.
+pub const MAPPED_READ_BYTES: u64 = 4 << 20;
+
+/// Such reads of one RAM that are under way at once.
+pub const MAPPED_READS_MAX: usize = 4;
+
+/// Parts of the host's memory of which mapped RAM takes one at most, unless the server is told otherwise.
+pub const MAPPED_SHARE_OF_HOST: u64 = 2;
+
+/// Time that a server has to hand over mapped RAM that is ready.
+pub const HAND_OVER_TIMEOUT: Duration = Duration::from_secs(10);

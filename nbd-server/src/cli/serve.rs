@@ -60,6 +60,9 @@ pub(super) struct Args {
     /// Bytes of chunks to keep in memory.
     #[arg(long, value_name = "SIZE", default_value = "512M", value_parser = parse_size_bytes)]
     memory_cache: u64,
+    /// Bytes of saved RAM that are held at most for VMs to share, which map it; without it, half of the host's memory.
+    #[arg(long, value_name = "SIZE", value_parser = parse_size_bytes)]
+    mapped_memory: Option<u64>,
     /// Bytes a second that pulls and clients' prefetching (CACHE) may fetch of each package; without it, what the line gives while no reader waits.
     #[arg(long, value_name = "SIZE", value_parser = parse_rate_bytes_per_s)]
     background_rate: Option<u64>,
@@ -200,6 +203,7 @@ fn host_options(args: &Args, control: Option<&Listener>) -> HostOptions {
         grace: Duration::from_secs(args.grace),
         trust: args.trust.trust(),
         access: args.access.clone(),
+        mapped_bytes_max: args.mapped_memory,
     }
 }
 

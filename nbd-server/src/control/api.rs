@@ -2,6 +2,7 @@
 //! not a default.
 
 mod keep;
+mod mapped;
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -17,6 +18,7 @@ use vmnetx_store::trust::Notice;
 use vmnetx_store::{Counts, LinkArgs, OrderCounts, Package, Place};
 
 pub use self::keep::{CacheReport, PruneRequest, PullProgress, UnpinRequest, Unpinned, VerifyProgress};
+pub use self::mapped::{MapProgress, MapRequest};
 
 use crate::Error;
 use crate::limits::{ATTACHMENT_ID_BYTES_MAX, CONTROL_EXPORTS_MAX, CONTROL_KEYS_MAX, RANDOM_ID_BYTES};
@@ -187,6 +189,8 @@ pub struct Stats {
     pub memory_bytes: u64,
     /// Bytes of stored chunks in the disk tier.
     pub disk_bytes: u64,
+    /// Bytes of saved RAM that are held to be mapped by VMs; what several share is counted once.
+    pub mapped_bytes: u64,
     /// The attachments that the asker may see.
     pub attachments: Vec<AttachmentStats>,
 }
@@ -212,6 +216,9 @@ pub struct AttachmentStats {
     /// How far it is being made so; absent if it is not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pull: Option<PullProgress>,
+    /// Bytes of its saved RAM that are held to be mapped, zero pages not counted; absent if it is not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mapped_bytes: Option<u64>,
     /// Bytes of bodies that came from the origin: link, manifest, layout, index and chunks.
     pub origin_bytes: u64,
     /// What these requests were for, which of them went out again, and what came of it.

@@ -1,5 +1,6 @@
 //! The client's side of the control socket.
 
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -17,10 +18,11 @@ use vmnetx_format::Record;
 use vmnetx_store::{DiskVerified, Pulled};
 
 use super::api::{
-    AttachRequest, Attached, AttachmentId, AttachmentStats, Beat, CacheReport, Problem, PruneRequest, PullProgress,
-    Stats, UnpinRequest, Unpinned, VerifyProgress, Versions,
+    AttachRequest, Attached, AttachmentId, AttachmentStats, Beat, CacheReport, MapProgress, MapRequest, Problem,
+    PruneRequest, PullProgress, Stats, UnpinRequest, Unpinned, VerifyProgress, Versions,
 };
 use super::lines::Listened;
+use super::mapped;
 use crate::Error;
 use crate::limits::{ATTACH_RETRY_MAX, CONTROL_ANSWER_TIMEOUT, CONTROL_BYTES_MAX, PRUNE_TIMEOUT};
 
@@ -127,7 +129,7 @@ impl Control {
     /// # Errors
     /// As [`Self::versions`], and [`Error::Refused`].
     pub async fn hold(&self, id: &AttachmentId) -> Result<Lease, Error> {
-        self.listen(Method::GET, &format!("/v1/attachments/{id}/hold")).await.map(Lease)
+        self.listen(Method::GET, &format!("/v1/attachments/{id}/hold"), Bytes::new()).await.map(Lease)
     }
 
     /// Makes the version of an attachment complete in the server's cache directory.
@@ -135,7 +137,33 @@ impl Control {
     /// # Errors
     /// As [`Self::versions`], and [`Error::Refused`].
     pub async fn pull(&self, id: &AttachmentId) -> Result<Pulling, Error> {
-        self.listen(Method::POST, &format!("/v1/attachments/{id}/pull")).await.map(Pulling)
+        self.listen(Method::POST, &format!("/v1/attachments/{id}/pull"), Bytes::new()).await.map(Pulling)
+    }
+
+    /// The saved RAM of an attachment, to be mapped: a memfd of `size_bytes` that nobody can change, which is seen to. `show`
+    /// sees how far the server is with it, twice a second. The server's own hold on it ends with the attachment.
+    ///
+    /// # Errors
+    /// As [`Self::versions`]; [`Error::Refused`] with the reason for which it cannot be had; [`Error::HandOver`] when what
+    /// comes is something else.
+    pub async fn map(
+        &self,
+        id: &AttachmentId,
+        request: MapRequest,
+        size_bytes: u64,
+        mut show: impl FnMut(&MapProgress),
+    ) -> Result<OwnedFd, Error> {
+        let body = serde_json::to_vec(&request).map_err(|error| self.wrong(error))?;
+        let mut lines = self.listen(Method::POST, &format!("/v1/attachments/{id}/map"), body.into()).await?;
+        while let Some(progress) = lines.next::<MapProgress>().await? {
+            show(&progress);
+            match progress {
+                MapProgress { problem: Some(problem), .. } => return Err(Error::Refused(problem)),
+                MapProgress { socket: Some(socket), .. } => return mapped::take(&socket, size_bytes).await,
+                _ => {}
+            }
+        }
+        Err(lines.cut())
     }
 
     /// How full the server's cache directory is.
@@ -151,7 +179,7 @@ impl Control {
     /// # Errors
     /// As [`Self::versions`], and [`Error::Refused`].
     pub async fn verify(&self) -> Result<DiskVerified, Error> {
-        let mut lines = self.listen(Method::POST, "/v1/cache/verify").await?;
+        let mut lines = self.listen(Method::POST, "/v1/cache/verify", Bytes::new()).await?;
         while let Some(VerifyProgress { verified, .. }) = lines.next().await? {
             if let Some(verified) = verified {
                 return Ok(verified);
@@ -179,8 +207,8 @@ impl Control {
     }
 
     /// The lines of an answer that goes on.
-    async fn listen(&self, method: Method, path: &str) -> Result<Listened, Error> {
-        let asking = self.ask(method, path, Bytes::new());
+    async fn listen(&self, method: Method, path: &str, body: Bytes) -> Result<Listened, Error> {
+        let asking = self.ask(method, path, body);
         let (response, connection) = timeout(CONTROL_ANSWER_TIMEOUT, asking).await.map_err(|_| self.late())??;
         if !response.status().is_success() {
             return Err(self.refused(response).await);

@@ -132,7 +132,7 @@ async fn unpin(State(host): State<Host>, peer: Peer, request: Request) -> Result
     host.unpin(peer, which).await.map(Json)
 }
 
-fn beats() -> Interval {
+pub(super) fn beats() -> Interval {
     let mut beats = interval(PROGRESS_BEAT);
     beats.set_missed_tick_behavior(MissedTickBehavior::Delay);
     beats

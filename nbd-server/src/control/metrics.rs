@@ -37,6 +37,7 @@ impl Collector for Counts {
             ("vmnetx_pulls", "Pulls that run", None, pulls as u64),
             ("vmnetx_memory_tier", "Plain chunks in the memory tier", Some(&Unit::Bytes), self.0.memory_bytes()),
             ("vmnetx_disk_tier", "Stored chunks in the disk tier", Some(&Unit::Bytes), self.0.disk_bytes()),
+            ("vmnetx_mapped", "Saved RAM that VMs map", Some(&Unit::Bytes), self.0.mapped_bytes()),
             ("vmnetx_draining", "1 when no more attachments are taken", None, u64::from(self.0.is_draining())),
         ];
         for (name, help, unit, value) in gauges {

@@ -8,6 +8,7 @@ pub mod api;
 mod client;
 mod keep;
 mod lines;
+mod mapped;
 mod metrics;
 mod routes;
 

@@ -15,7 +15,7 @@ use vmnetx_store::failure::{Class, Told};
 
 use super::api::{AttachRequest, Attached, AttachmentId, AttachmentStats, Beat, Problem, Stats, Versions};
 use super::lines::{Lines, Teller};
-use super::{keep, metrics};
+use super::{keep, mapped, metrics};
 use crate::host::{Holder, Peer};
 use crate::limits::{CONTROL_REQUEST_BYTES_MAX, CONTROL_REQUEST_TIMEOUT, LEASE_BEAT};
 use crate::{Error, Host};
@@ -54,6 +54,7 @@ fn described() -> OpenApiRouter<Host> {
         .routes(routes!(record))
         .routes(routes!(ordered))
         .merge(keep::routes())
+        .merge(mapped::routes())
 }
 
 /// What the server is. The same in every version of the interface.
@@ -233,8 +234,8 @@ impl Error {
         Some(match self {
             Self::BadRequest(_) => StatusCode::BAD_REQUEST,
             Self::Forbidden(_) => StatusCode::FORBIDDEN,
-            Self::NoAttachment | Self::NoCache => StatusCode::NOT_FOUND,
-            Self::OtherAttachment | Self::BeingPulled | Self::BeingVerified => StatusCode::CONFLICT,
+            Self::NoAttachment | Self::NoCache | Self::NoMemory => StatusCode::NOT_FOUND,
+            Self::NotHere | Self::OtherAttachment | Self::BeingPulled | Self::BeingVerified => StatusCode::CONFLICT,
             Self::TooManyAttachments | Self::TooManyPulls => StatusCode::TOO_MANY_REQUESTS,
             Self::Draining => StatusCode::SERVICE_UNAVAILABLE,
             Self::NotRecorded => StatusCode::NOT_FOUND,

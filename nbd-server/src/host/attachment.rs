@@ -3,13 +3,14 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::watch;
+use tokio::sync::{OnceCell, watch};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
-use vmnetx_format::Record;
-use vmnetx_store::{Location, Package, Progress, Recorder, Store};
+use vmnetx_format::{Digest, MAIN_RAM_BLOCK, Record, ram_image_name};
+use vmnetx_store::{Image, Location, Package, Progress, Recorder, Store};
 
 use super::Peer;
+use super::mapped::{HandOver, MappedRam};
 use crate::control::api::{
     AttachRequest, Attached, AttachmentId, AttachmentStats, ExportSize, NoticeText, PullProgress,
 };
@@ -26,6 +27,8 @@ pub(crate) struct Attachment {
     package: Package,
     /// Set while the version is being made complete.
     pull: Mutex<Option<Arc<Progress>>>,
+    /// Its saved RAM, from when it is asked for; it is given back with the attachment.
+    mapped: OnceCell<HandOver>,
     /// What it was asked for with.
     request: AttachRequest,
     recorder: Option<Arc<Recorder>>,
@@ -77,8 +80,9 @@ impl Attachment {
     ) -> Result<Self, Error> {
         let exports = exports(&package, &request)?;
         let recorder = request.record.then(|| package.record());
-        let (pull, holders, gone) = (Mutex::default(), watch::Sender::new(0), CancellationToken::new());
-        Ok(Self { id, owner, store, package, pull, request, recorder, exports, socket, holders, end, gone })
+        let (pull, mapped) = (Mutex::default(), OnceCell::new());
+        let (holders, gone) = (watch::Sender::new(0), CancellationToken::new());
+        Ok(Self { id, owner, store, package, pull, mapped, request, recorder, exports, socket, holders, end, gone })
     }
 
     pub(crate) const fn id(&self) -> &AttachmentId {
@@ -158,6 +162,25 @@ impl Attachment {
         self.pull.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Its saved RAM as an image and as the manifest has it.
+    pub(super) fn ram(&self) -> Result<(&Arc<Image>, Digest), Error> {
+        let memory = self.package.manifest().memory.as_ref().filter(|_| self.request.memory).ok_or(Error::NoMemory)?;
+        let block = memory.blocks.iter().find(|block| block.name == MAIN_RAM_BLOCK).ok_or(Error::NoMemory)?;
+        let image = self.package.image(&ram_image_name(&block.name)).ok_or(Error::NoMemory)?;
+        Ok((image, block.content))
+    }
+
+    /// From now on `ram` is handed over to who connects to `listener`, until it ends; gives where that is. What it has already
+    /// stays.
+    pub(super) async fn hand_over(
+        &self,
+        ram: Arc<MappedRam>,
+        listen: impl FnOnce() -> Result<Listener, Error>,
+    ) -> Result<&HandOver, Error> {
+        let start = async || Ok(HandOver::start(ram, listen()?, self.owner, self.end.clone()));
+        self.mapped.get_or_try_init(start).await
+    }
+
     /// What was done for it so far.
     pub(crate) fn stats(&self) -> AttachmentStats {
         AttachmentStats {
@@ -169,6 +192,7 @@ impl Attachment {
             holders: *self.holders.borrow(),
             complete: self.is_complete(),
             pull: self.pull(),
+            mapped_bytes: self.mapped.get().map(HandOver::held_bytes),
             origin_bytes: self.package.origin_bytes(),
             origin: self.package.origin_counts(),
             mirrors: self.package.mirrors(),

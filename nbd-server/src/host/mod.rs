@@ -12,6 +12,7 @@
 
 mod attachment;
 mod counters;
+mod mapped;
 mod pull;
 mod upkeep;
 
@@ -31,8 +32,11 @@ use vmnetx_store::{Error as StoreError, Location, Package, Place, Reader, Store}
 
 pub(crate) use attachment::{Attachment, Holder};
 pub(crate) use counters::Sums;
+pub(crate) use mapped::{Mapping, SEALS};
 pub(crate) use pull::Pull;
 pub(crate) use upkeep::Verification;
+
+use mapped::MappedRams;
 
 use crate::control::api::{
     API_VERSION, AttachRequest, Attached, AttachmentId, AttachmentStats, OrderUse, Stats, Versions,
@@ -56,6 +60,8 @@ pub struct HostOptions {
     pub trust: Trust,
     /// Which credentials go to which host. They are read for each attachment: a login may have been added meanwhile.
     pub access: AccessArgs,
+    /// Bytes of saved RAM that are held at most for VMs to map; absent for half of the host's memory.
+    pub mapped_bytes_max: Option<u64>,
 }
 
 /// Who asks.
@@ -73,6 +79,7 @@ struct Inner {
     grace: Duration,
     trust: Trust,
     access: AccessArgs,
+    mapped: MappedRams,
     started: Instant,
     state: Mutex<State>,
     /// How many attachments that end some time, and works on the cache directory, there are.
@@ -113,7 +120,13 @@ struct Claim<'a> {
 
 impl Default for HostOptions {
     fn default() -> Self {
-        Self { sockets: None, grace: ATTACH_GRACE, trust: Trust::default(), access: AccessArgs::default() }
+        Self {
+            sockets: None,
+            grace: ATTACH_GRACE,
+            trust: Trust::default(),
+            access: AccessArgs::default(),
+            mapped_bytes_max: None,
+        }
     }
 }
 
@@ -133,13 +146,14 @@ impl Host {
     /// # Errors
     /// [`Error::Sockets`] when the folder for private sockets cannot be used.
     pub fn new(store: Store, options: HostOptions) -> Result<Self, Error> {
-        let HostOptions { sockets, grace, trust, access } = options;
+        let HostOptions { sockets, grace, trust, access, mapped_bytes_max } = options;
         let inner = Inner {
             store,
             sockets: sockets.as_deref().map(SocketFolder::open).transpose()?,
             grace,
             trust,
             access,
+            mapped: MappedRams::new(mapped_bytes_max),
             started: Instant::now(),
             state: Mutex::default(),
             count: watch::Sender::new(0),
@@ -376,6 +390,7 @@ impl Host {
             uptime_s: self.0.started.elapsed().as_secs(),
             memory_bytes: self.memory_bytes(),
             disk_bytes: self.disk_bytes(),
+            mapped_bytes: self.mapped_bytes(),
             attachments: self.list(peer),
         }
     }
@@ -394,6 +409,10 @@ impl Host {
 
     pub(crate) fn disk_bytes(&self) -> u64 {
         self.0.store.disk().map_or(0, |disk| disk.bytes())
+    }
+
+    pub(crate) fn mapped_bytes(&self) -> u64 {
+        self.0.mapped.held_bytes()
     }
 
     pub(crate) fn attached(&self) -> Vec<Arc<Attachment>> {

@@ -8,16 +8,17 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, UnixListener, UnixStream};
 use tokio_util::sync::CancellationToken;
-use vmnetx_nbd::Error;
 use vmnetx_nbd::control::api::{API_VERSION, AttachRequest};
 use vmnetx_nbd::control::{Control, openapi, serve_metrics};
 use vmnetx_nbd::limits::{CONTROL_REQUEST_BYTES_MAX, CONTROL_REQUEST_TIMEOUT};
+use vmnetx_nbd::{Error, HostOptions};
 use vmnetx_store::failure::{Class, Told};
 
 use crate::hosted::{Hosted, client, id};
 use crate::raw::number::*;
 use crate::support::bad_http::Answer;
-use crate::support::source::mixed;
+use crate::support::repository::Repository;
+use crate::support::source::{Source, mixed, noise};
 use crate::within;
 
 const LONG: Duration = Duration::from_secs(3600);
@@ -218,12 +219,14 @@ impl Description {
 
 #[tokio::test]
 async fn answers_are_as_they_are_described() {
-    let hosted = Hosted::keeping(mixed(), 64 << 20, |_| Answer::Good).await;
+    let (disk, map) = (mixed(), "/v1/attachments/{id}/map");
+    let repository = Repository::with_memory(&disk, &Source::of(noise(1, 1 << 20)));
+    let hosted = Hosted::serving(disk, repository, Some(64 << 20), HostOptions::default(), |_| Answer::Good).await;
     let socket = hosted.control.socket();
     let (status, text) = ask(socket, "GET", "/v1/openapi.json", "").await;
     let description = Description(serde_json::from_str(&text).unwrap());
     assert_eq!((status, &description.0), (200, &serde_json::to_value(openapi()).unwrap()));
-    let wanted = AttachRequest { record: true, ..hosted.request() };
+    let wanted = AttachRequest { record: true, memory: true, ..hosted.request() };
     let request = serde_json::to_value(&wanted).unwrap();
     let described = &description.0["paths"]["/v1/attachments/{id}"]["put"]["requestBody"]["content"];
     description.expect(&described["application/json"]["schema"], &request, "the request");
@@ -239,7 +242,10 @@ async fn answers_are_as_they_are_described() {
         ("get", "/v1/attachments", "", 200),
         ("get", "/v1/attachments/{id}/record", "", 200),
         ("get", "/v1/attachments/{id}/order", "", 200),
+        ("post", map, "{}", 409),
+        ("post", map, r#"{"brnig":true}"#, 400),
         ("post", "/v1/attachments/{id}/pull", "", 200),
+        ("post", map, "{}", 200),
         ("get", "/v1/cache", "", 200),
         ("post", "/v1/cache/verify", "", 200),
         ("post", "/v1/cache/prune", "{}", 400),
@@ -247,6 +253,7 @@ async fn answers_are_as_they_are_described() {
         ("post", "/v1/cache/unpin", r#"{"which":"nothing"}"#, 400),
         ("post", "/v1/cache/unpin", r#"{"which":"vm"}"#, 200),
         ("delete", one, "", 200),
+        ("post", map, "{}", 404),
         ("post", "/v1/attachments/{id}/pull", "", 404),
         ("get", "/v1/attachments/{id}/record", "", 404),
         ("get", "/v1/attachments/{id}/order", "", 404),

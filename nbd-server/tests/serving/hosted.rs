@@ -74,10 +74,21 @@ impl Hosted {
         options: HostOptions,
         behave: impl Fn(&Asked) -> Answer + Send + Sync + 'static,
     ) -> Self {
+        let repository = Repository::of(&source);
+        Self::serving(source, repository, disk_bytes, options, behave).await
+    }
+
+    /// The same of a repository that is there, with `source` as `disk0`.
+    pub(crate) async fn serving(
+        source: Source,
+        repository: Repository,
+        disk_bytes: Option<u64>,
+        options: HostOptions,
+        behave: impl Fn(&Asked) -> Answer + Send + Sync + 'static,
+    ) -> Self {
         let dir = tempfile::tempdir().unwrap();
         // Other users may go through.
         std::fs::set_permissions(dir.path(), PermissionsExt::from_mode(0o711)).unwrap();
-        let repository = Repository::of(&source);
         let origin = BadServer::start(repository.root(), behave).await;
         let disk = disk_bytes.map(|bytes| (dir.path().join(CACHE), bytes));
         let store = Store::open(Options { disk, retry_for: Duration::from_secs(1), ..Options::default() }).unwrap();

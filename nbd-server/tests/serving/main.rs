@@ -9,6 +9,7 @@ mod handshake;
 mod hosted;
 mod in_flight;
 mod lifecycle;
+mod mapped;
 mod prefetch;
 mod program;
 mod pulls;

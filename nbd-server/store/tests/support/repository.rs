@@ -8,9 +8,9 @@ use tempfile::TempDir;
 use vmnetx_format::limits::INNER_FANOUT;
 use vmnetx_format::machine::Machine;
 use vmnetx_format::{
-    BLOCK_BYTES, Chunker, Compressor, ContentInner, ContentLeaf, Digest, Disk, Envelope, Geometry, Kind, LayoutInner,
-    LayoutLeaf, LayoutObject, Link, Manifest, Name, NodePlace, PackBuilder, Place, Roots, Version, layout_path,
-    link_path, manifest_path, pack_path,
+    BLOCK_BYTES, Chunker, Compressor, ContentInner, ContentLeaf, DEVICE_STATE_IMAGE, DeviceStateImage, Digest, Disk,
+    Envelope, Geometry, Kind, LayoutInner, LayoutLeaf, LayoutObject, Link, MAIN_RAM_BLOCK, Manifest, Memory, Name,
+    NodePlace, PackBuilder, Place, RamBlock, Roots, Version, layout_path, link_path, manifest_path, pack_path,
 };
 use vmnetx_store::Location;
 use vmnetx_store::tier::Wanted;
@@ -53,23 +53,55 @@ impl Repository {
         Self::edited(disks, |_| ())
     }
 
+    /// Publishes `disk` as `disk0`, and a saved VM whose main memory is `ram`.
+    pub(crate) fn with_memory(disk: &Source, ram: &Source) -> Self {
+        let device_state = Source::of(b"no devices".to_vec());
+        let disks = [("disk0", disk), (MAIN_RAM_BLOCK, ram), (DEVICE_STATE_IMAGE, &device_state)];
+        Self::made(
+            &disks,
+            |_| (),
+            |images| {
+                let [(_, state), (name, ram)] = [images.pop().unwrap(), images.pop().unwrap()];
+                let (size_bytes, content, chunker) = (ram.0, ram.1, Chunker::DISK);
+                let block = RamBlock { name, size_bytes, content, chunker };
+                let device_state = DeviceStateImage { size_bytes: state.0, content: state.1, chunker };
+                Some(Memory { blocks: vec![block], device_state, accelerator: None, qemu: None })
+            },
+        )
+    }
+
     /// Publishes several disks, the leaves of their indexes changed by `edit` before they are stored: what a hostile
     /// publisher could do.
-    pub(crate) fn edited(disks: &[(&str, &Source)], mut edit: impl FnMut(&mut Leaf)) -> Self {
+    pub(crate) fn edited(disks: &[(&str, &Source)], edit: impl FnMut(&mut Leaf)) -> Self {
+        Self::made(disks, edit, |_| None)
+    }
+
+    /// Publishes images, of which `memory` takes those that are no disks.
+    fn made(
+        sources: &[(&str, &Source)],
+        mut edit: impl FnMut(&mut Leaf),
+        memory: impl FnOnce(&mut Vec<Described>) -> Option<Memory>,
+    ) -> Self {
         let dir = tempfile::tempdir().unwrap();
         std::fs::create_dir(dir.path().join("packs")).unwrap();
         let mut writer = Writer { root: dir.path(), known: HashMap::new(), chunks: Vec::new() };
         let mut images = Vec::new();
         let mut described = Vec::new();
-        for (name, source) in disks {
+        for (name, source) in sources {
             let roots = writer.image(source, &mut edit);
             let content = Digest::of(&roots.content.encode());
-            let name = name.parse().unwrap();
-            described.push(Disk { name, size_bytes: source.size_bytes(), content, chunker: Chunker::DISK });
+            described.push(((*name).to_owned(), (source.size_bytes(), content)));
             images.push(roots);
         }
         let chunks = writer.chunks;
-        let version = publish(dir.path(), described, images);
+        let memory = memory(&mut described);
+        let disk = |(name, (size_bytes, content)): Described| Disk {
+            name: name.parse().unwrap(),
+            size_bytes,
+            content,
+            chunker: Chunker::DISK,
+        };
+        let version = publish(dir.path(), described.into_iter().map(disk).collect(), memory, images);
         Self { dir, chunks, version }
     }
 
@@ -100,6 +132,9 @@ impl Repository {
     }
 }
 
+/// An image's name, and its size and content.
+type Described = (String, (u64, Digest));
+
 /// A content leaf and a layout leaf in the making.
 #[derive(Debug)]
 pub(crate) struct Leaf {
@@ -110,8 +145,8 @@ pub(crate) struct Leaf {
 }
 
 /// Writes manifest, layout object and link of a package whose packs hold these trees.
-pub(crate) fn publish(root: &Path, disks: Vec<Disk>, images: Vec<Roots>) -> Version {
-    let manifest = Manifest::new(Machine::from_toml(MACHINE).unwrap(), disks, None).unwrap().encode();
+fn publish(root: &Path, disks: Vec<Disk>, memory: Option<Memory>, images: Vec<Roots>) -> Version {
+    let manifest = Manifest::new(Machine::from_toml(MACHINE).unwrap(), disks, memory).unwrap().encode();
     let layout = LayoutObject { images }.encode();
     let version = Version {
         manifest: Digest::of(&manifest),
