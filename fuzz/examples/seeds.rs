@@ -185,7 +185,8 @@ fn json(put: &impl Fn(&str, &str, &[u8]) -> Result) -> Result {
         let block = RamBlock { name: "pc.ram".to_owned(), size_bytes: 64 << 20, content, chunker };
         let device_state = DeviceStateImage { size_bytes: 4096, content, chunker };
         let (accelerator, qemu) = (Some(Accelerator::Tcg), Some("7.2.22".to_owned()));
-        let memory = Memory { blocks: vec![block], device_state, accelerator, qemu };
+        let libvirt = Some("<domain type='qemu'><memory unit='KiB'>131072</memory></domain>".to_owned());
+        let memory = Memory { blocks: vec![block], device_state, accelerator, qemu, libvirt };
         let boot = Manifest::new(machine.clone(), vec![disk.clone()], None)?;
         put("manifest", &format!("boot{number}"), &boot.encode())?;
         let saved = Manifest::new(machine, vec![disk], Some(memory))?.encode();

@@ -70,6 +70,9 @@ pub const DOMAIN_NAMESPACES_MAX: usize = 64;
 /// Remarks on a domain XML.
 pub const DOMAIN_REMARKS_MAX: usize = 2000;
 
+/// Bytes of a name or number in the hardware that is kept of a saved domain.
+pub(crate) const WORD_BYTES_MAX: usize = 64;
+
 /// Images that may lie below a disk image.
 pub const CHAIN_DEPTH_MAX: usize = 64;
 

@@ -119,6 +119,7 @@ fn memory_that_cannot_be_is_refused_by_field() {
     let saved_by = |what: &str| memory(&one(), "1").replace("\"blocks\"", &format!("{what},\"blocks\""));
     let long_version = format!("\"qemu\":\"{}\"", "7".repeat(65));
     let long = "x".repeat(256);
+    let long_xml = format!("\"libvirt\":\"{}\"", "x".repeat((64 << 10) + 1));
     let cases = [
         (memory(&[block("\\u001b]0;owned\\u0007", "4096")], "1"), "RAM block"),
         (memory(&[block("pc.ram\\n", "4096")], "1"), "RAM block"),
@@ -133,6 +134,9 @@ fn memory_that_cannot_be_is_refused_by_field() {
         (saved_by("\"qemu\":\"\""), "version of QEMU"),
         (saved_by("\"qemu\":\"7.2\\u001b[31m\""), "version of QEMU"),
         (saved_by(&long_version), "version of QEMU"),
+        (saved_by("\"libvirt\":\"\""), "domain XML"),
+        (saved_by("\"libvirt\":\"<domain>\\n</domain>\""), "domain XML"),
+        (saved_by(&long_xml), "domain XML"),
         (saved_by("\"path\":\"/dev/mem\""), "memory.path"),
         (memory(&[], "1"), "0 RAM blocks"),
         (memory(&(0..257).map(|number| block(&number.to_string(), "1")).collect::<Vec<_>>(), "1"), "257 RAM blocks"),

@@ -102,6 +102,9 @@ pub const DEVICE_STATE_BYTES_MAX: u64 = 64 << 20;
 /// Bytes of the version of the QEMU that saved a VM.
 pub const QEMU_VERSION_BYTES_MAX: usize = 64;
 
+/// Bytes of the domain XML that is kept of a VM that libvirt saved: without what is the host's it has 2 to 8 KiB.
+pub const LIBVIRT_XML_BYTES_MAX: usize = 64 << 10;
+
 /// Bytes of a package's or a disk's name.
 pub const NAME_BYTES_MAX: usize = 64;
 

@@ -5,8 +5,8 @@ use std::borrow::Cow;
 use serde::{Deserialize, Serialize};
 
 use crate::limits::{
-    DEVICE_STATE_BYTES_MAX, DISKS_MAX, MANIFEST_BYTES_MAX, QEMU_VERSION_BYTES_MAX, RAM_BLOCK_NAME_BYTES_MAX,
-    RAM_BLOCKS_MAX,
+    DEVICE_STATE_BYTES_MAX, DISKS_MAX, LIBVIRT_XML_BYTES_MAX, MANIFEST_BYTES_MAX, QEMU_VERSION_BYTES_MAX,
+    RAM_BLOCK_NAME_BYTES_MAX, RAM_BLOCKS_MAX,
 };
 use crate::machine::{Machine, MachineError};
 use crate::name::printable;
@@ -55,6 +55,10 @@ pub struct Memory {
     /// The version of the QEMU that saved it, if it is known; no older one may take it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub qemu: Option<String>,
+    /// The hardware as libvirt knows it, if libvirt saved the VM: a domain XML without anything of its host, from which libvirt
+    /// can make the same hardware again. Readers believe nothing of it before they have checked it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub libvirt: Option<String>,
 }
 
 /// The device state of a saved VM: what follows RAM in its migration stream, as QEMU wrote it.
@@ -155,6 +159,9 @@ pub enum ManifestError {
     /// A version of QEMU that cannot be.
     #[error("the manifest's version of QEMU must be 1 to {QEMU_VERSION_BYTES_MAX} bytes of printable ASCII")]
     Qemu,
+    /// A domain XML that cannot be what is kept of one.
+    #[error("the manifest's domain XML must be 1 to {LIBVIRT_XML_BYTES_MAX} bytes of printable ASCII")]
+    Libvirt,
     /// A disk too large.
     #[error("disk {name}: {error}")]
     Size {
@@ -278,8 +285,12 @@ impl Memory {
         if self.device_state.size_bytes > DEVICE_STATE_BYTES_MAX {
             return Err(ManifestError::DeviceState(self.device_state.size_bytes));
         }
-        match &self.qemu {
-            Some(version) if !is_ascii_text(version, QEMU_VERSION_BYTES_MAX) => Err(ManifestError::Qemu),
+        if self.qemu.as_ref().is_some_and(|version| !is_ascii_text(version, QEMU_VERSION_BYTES_MAX)) {
+            return Err(ManifestError::Qemu);
+        }
+        let is_xml = |xml: &String| is_ascii_text(&xml.replace(' ', ""), LIBVIRT_XML_BYTES_MAX);
+        match &self.libvirt {
+            Some(xml) if xml.len() > LIBVIRT_XML_BYTES_MAX || !is_xml(xml) => Err(ManifestError::Libvirt),
             _ => Ok(()),
         }
     }

@@ -159,7 +159,7 @@ fn publish_inputs(
     let (names, mut images): (Vec<Name>, Vec<Input>) = disks.into_iter().map(input).unzip();
     let (memory, mut total) = match &options.memory {
         Some(file) => {
-            let saved = SavedMemory::read(file, &machine, publisher, progress)?;
+            let saved = SavedMemory::read(file, (&machine, names.len()), publisher, progress)?;
             let (head, saved) = saved.into_images();
             // As disks are: what a guest has read of them lies in its RAM once more.
             images.extend(saved.into_iter().map(|(name, source)| Input { name, source, chunker: Chunker::RAM }));

@@ -23,6 +23,7 @@
 mod devices;
 mod disks;
 mod error;
+mod hardware;
 mod ledger;
 mod remark;
 mod system;
@@ -36,6 +37,7 @@ use vmnetx_format::machine::{Bus, Machine, MachineDisk};
 use self::ledger::Ledger;
 
 pub use error::DomainError;
+pub use hardware::{Hardware, HardwareError, Part};
 pub use remark::{DropPath, DropPathError, Remark, RemarkKind};
 
 /// Where the package's disks come from.

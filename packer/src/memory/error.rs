@@ -5,6 +5,8 @@ use std::io;
 use vmnetx_format::migration::{SaveFileError, StreamError};
 use vmnetx_store::failure::Class;
 
+use crate::domain::HardwareError;
+
 /// Why a saved VM cannot be packed.
 #[derive(Debug, thiserror::Error)]
 pub enum MemoryError {
@@ -17,6 +19,9 @@ pub enum MemoryError {
     /// What libvirt wrote before the stream cannot be read.
     #[error(transparent)]
     SaveFile(#[from] SaveFileError),
+    /// The hardware that libvirt describes in it cannot be kept.
+    #[error("the domain that libvirt saved")]
+    Hardware(#[from] HardwareError),
     /// The program that decompresses it does not run.
     #[error("run {program} to decompress it")]
     NoDecompressor {
@@ -60,7 +65,7 @@ impl MemoryError {
         match self {
             Self::Open(_) | Self::NoDecompressor { .. } => Class::Host,
             Self::Stream(_) | Self::SaveFile(_) | Self::Decompressor { .. } => Class::Failure,
-            Self::Machine { .. } | Self::Ram { .. } | Self::IgnoreShared => Class::Usage,
+            Self::Hardware(_) | Self::Machine { .. } | Self::Ram { .. } | Self::IgnoreShared => Class::Usage,
         }
     }
 
@@ -70,6 +75,10 @@ impl MemoryError {
             Self::Machine { .. } | Self::Ram { .. } => {
                 "describe the machine that was saved, with --machine or --domain".to_owned()
             }
+            Self::Hardware(HardwareError::Disks { .. }) => {
+                "give --disk a file for each disk of the domain, in the order in which they boot".to_owned()
+            }
+            Self::Hardware(_) => "save the VM without that device, or boot it from its disks alone".to_owned(),
             Self::IgnoreShared => "save the VM again without that capability".to_owned(),
             Self::Stream(StreamError::NotAStream(_)) => {
                 "give what QMP's migrate wrote to a file or a pipe, or what virsh save wrote".to_owned()

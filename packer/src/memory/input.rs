@@ -19,8 +19,8 @@ const HEAD_BYTES: usize = 16;
 pub(super) struct Input {
     pub(super) stream: Box<dyn Read>,
     pub(super) decompressor: Option<Decompressor>,
-    /// Whether libvirt has saved it.
-    pub(super) was_libvirt: bool,
+    /// What libvirt has written before it, if libvirt has saved it.
+    pub(super) libvirt: Option<SaveFile>,
 }
 
 /// A program that decompresses a stream. Those that libvirt compresses with are run rather than linked: a host that has such a
@@ -42,15 +42,15 @@ impl Input {
         (&mut file).take(HEAD_BYTES as u64).read_to_end(&mut head).map_err(MemoryError::Open)?;
         if !SaveFile::is_head(&head) {
             let stream = Box::new(Cursor::new(head).chain(file));
-            return Ok(Self { stream, decompressor: None, was_libvirt: false });
+            return Ok(Self { stream, decompressor: None, libvirt: None });
         }
         // Not buffered: what follows is another program's to read.
         let save = SaveFile::read(&mut Cursor::new(head).chain(&mut file))?;
         if save.compression == Compression::Raw {
-            return Ok(Self { stream: Box::new(file), decompressor: None, was_libvirt: true });
+            return Ok(Self { stream: Box::new(file), decompressor: None, libvirt: Some(save) });
         }
         let (decompressor, stream) = Decompressor::start(save.compression.name(), file)?;
-        Ok(Self { stream, decompressor: Some(decompressor), was_libvirt: true })
+        Ok(Self { stream, decompressor: Some(decompressor), libvirt: Some(save) })
     }
 }
 

@@ -5,6 +5,9 @@
 //!                       └──no──────────────────────────────────┘   └──▶ device state ──▶ a scratch file
 //! ```
 //!
+//! Of the domain XML in libvirt's head, the hardware is kept (`domain::Hardware`): QEMU takes the state back only on devices that libvirt
+//! has put where they were.
+//!
 //! The stream is read once and may be a pipe. QEMU may send pages in any sequence and more than once, so they go through scratch
 //! files, which have holes where RAM is zero, and are packed from there like raw disks.
 
@@ -17,7 +20,7 @@ use std::path::PathBuf;
 
 use serde::Serialize;
 use vmnetx_format::machine::Machine;
-use vmnetx_format::migration::{Page, StreamReader};
+use vmnetx_format::migration::{Page, SaveFile, StreamReader};
 use vmnetx_format::{
     Accelerator, Chunker, DEVICE_STATE_IMAGE, DeviceStateImage, Digest, MAIN_RAM_BLOCK, Memory, RamBlock, Roots,
     ram_image_name,
@@ -27,6 +30,7 @@ use vmnetx_store::dir::Publisher;
 use self::input::Input;
 use self::scratch::Scratch;
 use crate::disk::Source;
+use crate::domain::{Hardware, HardwareError};
 use crate::{Error, Progress};
 
 pub use error::MemoryError;
@@ -63,6 +67,7 @@ pub(crate) struct SavedMemory {
     device_state: Box<dyn Source>,
     accelerator: Option<Accelerator>,
     qemu: Option<String>,
+    libvirt: Option<String>,
     pub(crate) report: MemoryReport,
 }
 
@@ -71,19 +76,22 @@ pub(crate) struct MemoryHead {
     blocks: Vec<String>,
     accelerator: Option<Accelerator>,
     qemu: Option<String>,
+    libvirt: Option<String>,
     pub(crate) report: MemoryReport,
 }
 
 impl SavedMemory {
-    /// Reads a saved VM, which must be of this machine. Its bytes are told to `progress`, over the total of RAM.
+    /// Reads a saved VM, which must be of this machine and this many disks. Its bytes are told to `progress`, over the total of RAM.
     pub(crate) fn read(
         memory: &MemoryFile,
-        machine: &Machine,
+        (machine, disks): (&Machine, usize),
         publisher: &Publisher,
         progress: &dyn Progress,
     ) -> Result<Self, Error> {
         let failed = |reason| Error::Memory { file: memory.file.clone(), reason };
-        let Input { mut stream, decompressor, was_libvirt } = Input::open(&memory.file).map_err(failed)?;
+        let Input { mut stream, decompressor, libvirt } = Input::open(&memory.file).map_err(failed)?;
+        let hardware = libvirt.map(|save| hardware(&save, machine, disks)).transpose();
+        let libvirt = hardware.map_err(|error| failed(error.into()))?;
         let read = Reading { machine, publisher, progress }.read(&mut stream);
         drop(stream);
         // One that fails is why its stream ends early.
@@ -92,10 +100,6 @@ impl SavedMemory {
             ReadError::Stream(reason) => failed(reason),
             ReadError::Scratch(error) => error,
         })?;
-        if was_libvirt {
-            progress
-                .note("a libvirt save file: what it says of disks and devices is the domain's, and is not looked at");
-        }
         let path = |name: &str| memory.file.join(name);
         let source = |name: &str, scratch: Scratch| scratch.into_source(path(name));
         let blocks = blocks.into_iter().map(|(name, scratch)| {
@@ -107,17 +111,18 @@ impl SavedMemory {
             device_state: source(DEVICE_STATE_IMAGE, device_state)?,
             accelerator: memory.accelerator,
             qemu: memory.qemu.clone(),
+            libvirt,
             report,
         })
     }
 
     /// Its images, as [`Manifest::images`](vmnetx_format::Manifest::images) names them, and the rest.
     pub(crate) fn into_images(self) -> (MemoryHead, Vec<Named>) {
-        let Self { blocks, device_state, accelerator, qemu, report } = self;
+        let Self { blocks, device_state, accelerator, qemu, libvirt, report } = self;
         let names = blocks.iter().map(|(name, _)| name.clone()).collect();
         let images = blocks.into_iter().map(|(name, source)| (ram_image_name(&name), source));
         let images = images.chain([(DEVICE_STATE_IMAGE.to_owned(), device_state)]).collect();
-        (MemoryHead { blocks: names, accelerator, qemu, report }, images)
+        (MemoryHead { blocks: names, accelerator, qemu, libvirt, report }, images)
     }
 }
 
@@ -137,8 +142,16 @@ impl MemoryHead {
         let blocks = blocks.collect();
         let (size_bytes, content, chunker) = images.next().ok_or(Error::Stopped)?;
         let device_state = DeviceStateImage { size_bytes, content, chunker };
-        Ok(Memory { blocks, device_state, accelerator: self.accelerator, qemu: self.qemu.clone() })
+        let Self { accelerator, qemu, libvirt, .. } = self;
+        Ok(Memory { blocks, device_state, accelerator: *accelerator, qemu: qemu.clone(), libvirt: libvirt.clone() })
     }
+}
+
+/// The hardware that libvirt has saved, for the manifest. Its disks must be those of the package.
+fn hardware(save: &SaveFile, machine: &Machine, disks: usize) -> Result<String, HardwareError> {
+    let hardware = Hardware::of_saved(&save.xml, save.cookie.as_deref())?;
+    hardware.targets(machine, disks)?;
+    Ok(hardware.to_xml())
 }
 
 /// What reading a stream needs.

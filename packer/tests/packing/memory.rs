@@ -21,6 +21,10 @@ const ROM_BYTES: usize = 256 << 10;
 /// A page of a stream: its block, its number, its bytes or zeros.
 type Sent<'a> = (usize, usize, Option<&'a [u8]>);
 
+/// What libvirt saves beside such a stream.
+const DOMAIN: &str = "<domain type='qemu'><name>vm</name><memory unit='MiB'>48</memory><devices>
+    <disk type='file' device='disk'><source file='/srv/vm.img'/><target dev='vda' bus='virtio'/></disk></devices></domain>";
+
 /// A device state of one section.
 fn device_state() -> Vec<u8> {
     let mut bytes = vec![4, 0, 0, 0, 9, 5];
@@ -118,7 +122,7 @@ fn what_libvirt_saved_is_read_however_it_is_compressed() {
     let mut published = Vec::new();
     for compression in versions {
         let scene = Scene::new();
-        let head = SaveFile { xml: "<domain/>".to_owned(), cookie: None, was_running: true, compression };
+        let head = SaveFile { xml: DOMAIN.to_owned(), cookie: None, was_running: true, compression };
         let mut saved = head.encode().unwrap();
         saved.extend(compressed(&scene, compression, &plain));
         let report = publish(&scene, &saved).unwrap();
@@ -126,6 +130,35 @@ fn what_libvirt_saved_is_read_however_it_is_compressed() {
         assert!(image(&scene, "ram:pc.ram")[9 * PAGE_BYTES..][..data.len()] == data);
     }
     assert!(published.iter().all(|version| *version == published[0]), "{published:?}");
+}
+
+#[test]
+fn of_what_libvirt_saved_the_hardware_is_kept_and_nothing_of_the_host() {
+    let saved = |xml: &str| {
+        let (xml, compression) = (xml.to_owned(), Compression::Raw);
+        let mut saved = SaveFile { xml, cookie: None, was_running: true, compression }.encode().unwrap();
+        saved.extend(stream("pc-i440fx-7.2", RAM_BYTES, &[]));
+        saved
+    };
+    let scene = Scene::new();
+    publish(&scene, &saved(DOMAIN)).unwrap();
+    let version = scene.repository().link(&"vm".parse().unwrap()).unwrap().unwrap().link.current;
+    let memory = scene.repository().manifest(&version).unwrap().memory.unwrap();
+    let disk = "<disk type='file' device='disk'><target dev='vda' bus='virtio'/></disk>";
+    let kept = format!("<domain type='qemu'><memory unit='MiB'>48</memory><devices>{disk}</devices></domain>");
+    assert_eq!(memory.libvirt, Some(kept));
+
+    let refused = |xml: &str, said: &str| {
+        let scene = Scene::new();
+        let error = publish(&scene, &saved(xml)).unwrap_err();
+        assert_eq!(error.class(), Class::Usage);
+        let Error::Memory { reason: MemoryError::Hardware(reason), .. } = &error else { panic!("{error:?}") };
+        assert!(reason.to_string().contains(said), "{reason}");
+    };
+    let with = |device: &str| DOMAIN.replace("</devices>", &format!("{device}</devices>"));
+    refused(&with("<tpm model='tpm-crb'/>"), "/domain/devices/tpm: ");
+    refused(&with("<disk type='file'><target dev='vdb' bus='virtio'/></disk>"), "2 disks, and the package 1");
+    refused("<network/>", "no domain");
 }
 
 /// Bytes as the program makes them that libvirt runs.
@@ -178,8 +211,7 @@ fn a_compressed_file_that_is_cut_off_is_refused() {
     let scene = Scene::new();
     let bytes = noise(10, 300 * PAGE_BYTES);
     let pages: Vec<_> = bytes.chunks(PAGE_BYTES).enumerate().map(|(at, page)| (0, at, Some(page))).collect();
-    let head =
-        SaveFile { xml: "<domain/>".to_owned(), cookie: None, was_running: true, compression: Compression::Gzip };
+    let head = SaveFile { xml: DOMAIN.to_owned(), cookie: None, was_running: true, compression: Compression::Gzip };
     let mut saved = head.encode().unwrap();
     let stream = compressed(&scene, Compression::Gzip, &stream("pc-i440fx-7.2", RAM_BYTES, &pages));
     saved.extend(&stream[..stream.len() / 2]);
