@@ -2,6 +2,8 @@
 
 pub mod capture;
 pub mod cli;
+#[cfg(feature = "libvirt")]
+pub mod libvirt;
 pub mod registry;
 pub mod resume;
 pub mod server;

@@ -50,6 +50,14 @@ pub enum Error {
     /// The hardware of a VM of ours is known.
     #[error("the VM {0} was launched from a package, which says what its hardware is")]
     Described(Name),
+    /// libvirt does not run the machine.
+    #[cfg(feature = "libvirt")]
+    #[error(transparent)]
+    Libvirt(#[from] crate::libvirt::Error),
+    /// An option that only QEMU's own launch has.
+    #[cfg(feature = "libvirt")]
+    #[error("{0} cannot be had with --backend libvirt")]
+    NotWithLibvirt(&'static str),
     /// `--persist` names a disk that the package does not have.
     #[error("--persist names the disk {name}, which the package does not have; it has {known}")]
     NoDisk {
@@ -93,6 +101,10 @@ impl Told for Error {
             Self::Capture(error) => error.class(),
             Self::Registry(error) => error.class(),
             Self::NotConfirmed | Self::NotDescribed(_) | Self::Described(_) => Class::Usage,
+            #[cfg(feature = "libvirt")]
+            Self::Libvirt(error) => error.class(),
+            #[cfg(feature = "libvirt")]
+            Self::NotWithLibvirt(_) => Class::Usage,
             Self::NoDisk { .. } | Self::RepeatedDisk(_) | Self::SerialFile { .. } | Self::TwoOnStdout => Class::Usage,
             Self::NothingRead | Self::Declined => Class::Failure,
             Self::Runtime(_) => Class::Host,
@@ -112,6 +124,14 @@ impl Told for Error {
             Self::NotConfirmed => Some("--yes says it: whoever reads the package can read the guest's RAM".to_owned()),
             Self::NotDescribed(_) => Some("use --machine FILE.toml, or --domain FILE.xml for libvirt's".to_owned()),
             Self::Described(_) => Some("leave out --machine and --domain".to_owned()),
+            #[cfg(feature = "libvirt")]
+            Self::Libvirt(error) => error.hint(),
+            #[cfg(feature = "libvirt")]
+            Self::NotWithLibvirt(option) => match *option {
+                "--serial -" => Some("virsh console shows the serial port".into()),
+                "--display" => Some("virt-viewer shows the domain's screen".into()),
+                _ => None,
+            },
             Self::NoDisk { .. } | Self::RepeatedDisk(_) | Self::SerialFile { .. } | Self::TwoOnStdout => None,
             Self::NothingRead | Self::Declined | Self::Manifest(_) | Self::Runtime(_) => None,
         }

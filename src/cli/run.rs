@@ -1,5 +1,8 @@
 //! `run`: launches the VM that a link names.
 
+#[cfg(feature = "libvirt")]
+mod libvirt;
+
 use std::convert::Infallible;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -15,6 +18,8 @@ use vmnetx_store::{LinkArgs, default_cache_dir, interrupt};
 
 use super::resume::{ResumeArg, Show, Shown};
 use super::{Error, stdio};
+#[cfg(feature = "libvirt")]
+use crate::libvirt::Uri;
 use crate::registry::{Claim, Registry, RegistryError};
 use crate::resume::{self, Failed, Fill, Plan, Saved};
 use crate::server::{Lease, Sizes, Wanted};
@@ -81,6 +86,21 @@ pub(super) struct Args {
     /// The QEMU to run; qemu-img is looked for beside it first.
     #[arg(long, value_name = "PATH", default_value = "qemu-system-x86_64")]
     qemu: PathBuf,
+    /// What runs the VM: QEMU as a child of this program, or libvirt as a domain that is gone when it ends.
+    #[arg(long, value_enum, default_value_t)]
+    backend: BackendArg,
+    /// The libvirt of this host to use [default: qemu:///system for root, else qemu:///session].
+    #[cfg(feature = "libvirt")]
+    #[arg(long, value_name = "URI")]
+    connect: Option<Uri>,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+enum BackendArg {
+    #[default]
+    Qemu,
+    #[cfg(feature = "libvirt")]
+    Libvirt,
 }
 
 #[derive(Debug, Clone, Copy, Default, ValueEnum)]
@@ -160,7 +180,14 @@ pub(super) async fn run(args: Args) -> Result<(), Error> {
     let shutdown = interrupt::token().map_err(Error::Runtime)?;
     // What this host lacks is found before anything is fetched.
     let programs = Programs::find(&args.qemu)?;
-    let display = display_choice(args.display).resolve(&programs).await?;
+    let display = match args.backend {
+        BackendArg::Qemu => display_choice(args.display).resolve(&programs).await?,
+        #[cfg(feature = "libvirt")]
+        BackendArg::Libvirt => {
+            libvirt::check(&args)?;
+            Display::None
+        }
+    };
     let request = request(&args.of)?;
     let request = AttachRequest { order: args.order, offline: args.offline, ..request };
     let run = Run { args: &args, programs, display, request, shutdown };
@@ -178,7 +205,11 @@ impl Run<'_> {
         let Some(lease) = self.attach(wants_memory).await? else { return Ok(Outcome::Cancelled) };
         lease.attached().notices.iter().for_each(NoticeText::log);
         tracing::info!("{} version {}", lease.attached().name, lease.attached().version);
-        let launched = self.launch(&lease, wants_memory).await;
+        let launched = match self.args.backend {
+            BackendArg::Qemu => self.launch(&lease, wants_memory).await,
+            #[cfg(feature = "libvirt")]
+            BackendArg::Libvirt => self.launch_in_libvirt(&lease, wants_memory).await,
+        };
         end(lease).await;
         match launched? {
             Launched::Ended(outcome) => Ok(outcome),

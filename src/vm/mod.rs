@@ -214,16 +214,29 @@ async fn prepare(spec: &Spec) -> Result<Prepared, Error> {
     Ok(Prepared { accelerator, disks })
 }
 
-async fn prepare_disk(disk: &DiskSpec, spec: &Spec) -> Result<DiskFacts, Error> {
-    let binding = Binding { version: spec.version, disk: disk.name.clone() };
-    let overlay = match &disk.persist {
-        Some(file) => overlay::persist(&spec.programs, file, &binding, disk.size_bytes).await?,
+/// Makes the overlay of a disk, or checks one that is kept; `version` is that of its package.
+///
+/// # Errors
+/// [`Error`] when it cannot be made, or is another disk's.
+pub(crate) async fn overlay_of(
+    disk: &DiskSpec,
+    version: Digest,
+    programs: &Programs,
+    run_dir: &RunDir,
+) -> Result<PathBuf, Error> {
+    let binding = Binding { version, disk: disk.name.clone() };
+    match &disk.persist {
+        Some(file) => overlay::persist(programs, file, &binding, disk.size_bytes).await,
         None => {
-            let file = spec.run_dir.file(&format!("{}.qcow2", disk.name));
-            overlay::create(&spec.programs, &file, &binding, disk.size_bytes).await?;
-            file
+            let file = run_dir.file(&format!("{}.qcow2", disk.name));
+            overlay::create(programs, &file, &binding, disk.size_bytes).await?;
+            Ok(file)
         }
-    };
+    }
+}
+
+async fn prepare_disk(disk: &DiskSpec, spec: &Spec) -> Result<DiskFacts, Error> {
+    let overlay = overlay_of(disk, spec.version, &spec.programs, &spec.run_dir).await?;
     let absolute = |path: &Path| {
         std::path::absolute(path).map_err(|source| Error::io(format!("find socket {}", path.display()), source))
     };

@@ -1,0 +1,18 @@
+//! The waits of a machine that libvirt runs.
+
+use std::time::Duration;
+
+/// Between two looks whether libvirt reads what is to be restored: the guest waits for it.
+pub(super) const OPEN_LOOK: Duration = Duration::from_millis(5);
+
+/// Between two looks whether a machine still runs.
+pub(super) const END_LOOK: Duration = Duration::from_millis(300);
+
+/// For libvirt to give up a restore whose stream has ended early.
+pub(super) const GIVE_UP_DEADLINE: Duration = Duration::from_secs(60);
+
+/// For libvirt to end a machine: it asks QEMU first, kills it 15 s later and waits for as long again.
+pub(super) const DESTROY_DEADLINE: Duration = Duration::from_secs(45);
+
+/// Characters of a machine's name that make it one of its own.
+pub(super) const NAME_MARK_CHARS: usize = 8;

@@ -1,0 +1,288 @@
+//! Runs a machine through a libvirt of this host: as a transient domain on overlays of ours, whose pristine data is on our server.
+//!
+//! ```text
+//!  package's hardware ──▶ domain XML with this run's overlays ──▶ created             (boot)
+//!                                │                      restored from a FIFO ◀── head, then the saved VM as it is fetched (stream)
+//!                                ▼
+//!                        looked at until it has ended; cancelled: destroyed; then nothing of the run is left
+//! ```
+//!
+//! libvirt is told of no path but those of this run: what a package keeps for it is reduced to its hardware before
+//! (`vmnetx_pack::domain::Hardware`). `docs/decisions/016-libvirt-restores-from-a-pipe.md` says why it is done so.
+
+mod connection;
+mod domain;
+mod error;
+mod limits;
+mod uri;
+
+use std::future::Future;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rustix::fs::{CWD, FileType, Mode};
+use tokio::io::AsyncWriteExt;
+use tokio::net::unix::pipe;
+use tokio::time::{sleep, timeout};
+use tokio_util::sync::CancellationToken;
+use vmnetx_format::machine::Machine;
+use vmnetx_format::migration::{Compression, SaveFile};
+use vmnetx_format::{Digest, Manifest, Memory, Name};
+use vmnetx_nbd::control::api::AttachmentId;
+use vmnetx_pack::domain::{Hardware, Part};
+
+use self::connection::Connection;
+use self::domain::{Host, HostDisk};
+use self::limits::{DESTROY_DEADLINE, END_LOOK, GIVE_UP_DEADLINE, NAME_MARK_CHARS, OPEN_LOOK};
+use crate::resume::{self, Progress, Saved};
+use crate::vm::{self, Accel, DiskSpec, Outcome, Programs, RunDir};
+
+pub use error::Error;
+pub use uri::{Uri, UriError};
+
+/// A machine that libvirt is to run.
+#[derive(Debug)]
+pub struct Spec {
+    /// Which libvirt.
+    pub uri: Uri,
+    /// What the VM is called; the domain's name begins so.
+    pub name: Name,
+    /// The digest of the package's manifest, to which persistent overlays are bound.
+    pub version: Digest,
+    /// The package's disks, in its order.
+    pub disks: Vec<DiskSpec>,
+    /// The file that gets the first serial port's output; `None`: a terminal, which `virsh console` shows.
+    pub serial: Option<PathBuf>,
+    /// The programs that make overlays.
+    pub programs: Programs,
+    /// Where the run keeps temporary overlays and the pipe; removed when the launch ends.
+    pub run_dir: RunDir,
+}
+
+/// The hardware of a machine, as libvirt is to make it.
+#[derive(Debug)]
+pub struct Plugged {
+    domain: Part,
+    /// What the disks are plugged in as, in the order of the package.
+    targets: Vec<String>,
+}
+
+impl Plugged {
+    /// The hardware of the VM that libvirt saved, if the package has its memory from libvirt.
+    ///
+    /// # Errors
+    /// [`Error::Hardware`] when what the package keeps of it is not to be believed.
+    pub fn saved(manifest: &Manifest) -> Result<Option<Self>, Error> {
+        let Some(Memory { libvirt: Some(xml), .. }) = &manifest.memory else { return Ok(None) };
+        let hardware = Hardware::of_package(xml).map_err(Error::Hardware)?;
+        let targets = hardware.targets(&manifest.machine, manifest.disks.len()).map_err(Error::Hardware)?;
+        Ok(Some(Self { domain: hardware.into_domain(), targets }))
+    }
+
+    /// The hardware of a machine description, to be booted.
+    #[must_use]
+    pub fn described(machine: &Machine, disks: &[Name], accel: Accel) -> Self {
+        let kvm = match accel {
+            Accel::Kvm => true,
+            Accel::Tcg => false,
+            // As with QEMU: what this user may open.
+            Accel::Auto => {
+                rustix::fs::access("/dev/kvm", rustix::fs::Access::READ_OK | rustix::fs::Access::WRITE_OK).is_ok()
+            }
+        };
+        let (domain, targets) = domain::of_machine(machine, disks, if kvm { "kvm" } else { "qemu" });
+        Self { domain, targets }
+    }
+}
+
+/// A domain that runs. It is to be run to its end.
+#[derive(Debug)]
+#[must_use]
+pub struct Running {
+    connection: Connection,
+    domain: String,
+    // Goes last: the domain uses what is in its run directory.
+    _spec: Spec,
+}
+
+/// Boots a machine; `None` when cancelled before it ran.
+///
+/// # Errors
+/// [`Error`]; nothing is left of the machine then.
+pub async fn boot(spec: Spec, plugged: Plugged, shutdown: &CancellationToken) -> Result<Option<Running>, Error> {
+    let prepared = async {
+        let connection = connect(&spec).await?;
+        let host = host(&spec, plugged.targets).await?;
+        let xml = domain::complete(plugged.domain, &host)?;
+        Ok::<_, Error>((connection, host.name, xml))
+    };
+    let Some(prepared) = shutdown.run_until_cancelled(prepared).await else { return Ok(None) };
+    let (connection, domain, xml) = prepared?;
+    // Not interrupted: a domain that is being created cannot be ended yet.
+    connection.boot(xml).await?;
+    tracing::info!("{} runs as libvirt's domain {domain}", spec.name);
+    Ok(Some(Running { connection, domain, _spec: spec }))
+}
+
+/// Resumes a saved VM with the hardware that it was saved with; `None` when cancelled before it ran.
+///
+/// # Errors
+/// [`Error`]; nothing is left of the machine then.
+pub async fn resume(
+    spec: Spec,
+    plugged: Plugged,
+    saved: impl Future<Output = Result<Saved, resume::Error>>,
+    progress: &Progress,
+    shutdown: &CancellationToken,
+) -> Result<Option<Running>, Error> {
+    let prepared = async {
+        let connection = connect(&spec).await?;
+        let host = host(&spec, plugged.targets).await?;
+        let xml = domain::complete(plugged.domain, &host)?;
+        let save = SaveFile { xml, cookie: None, was_running: true, compression: Compression::Raw };
+        let head = save.encode().map_err(Error::Head)?;
+        Ok::<_, Error>((connection, host.name, head, Arc::new(saved.await?)))
+    };
+    let Some(prepared) = shutdown.run_until_cancelled(prepared).await else { return Ok(None) };
+    let (connection, domain, head, saved) = prepared?;
+    let fifo = make_fifo(&spec.run_dir)?;
+    let feeding = feed(&fifo, &head, &saved, progress);
+    let restored = restore(&connection, &fifo, feeding, shutdown).await;
+    let running = Running { connection, domain, _spec: spec };
+    match restored {
+        Ok(true) => {
+            tracing::info!("{} runs as libvirt's domain {}", running._spec.name, running.domain);
+            Ok(Some(running))
+        }
+        Ok(false) => running.destroy().await.map(|()| None),
+        Err(error) => {
+            // Why it failed is what counts.
+            if let Err(other) = running.destroy().await {
+                tracing::warn!("{other}");
+            }
+            Err(error)
+        }
+    }
+}
+
+impl Running {
+    /// Looks at the domain until it ends, or ends it when `shutdown` is cancelled.
+    ///
+    /// # Errors
+    /// [`Error`] when libvirt cannot be asked any more, or does not end it.
+    pub async fn run(self, shutdown: &CancellationToken) -> Result<Outcome, Error> {
+        while shutdown.run_until_cancelled(sleep(END_LOOK)).await.is_some() {
+            if !self.connection.runs(&self.domain).await? {
+                return Ok(Outcome::PoweredOff);
+            }
+        }
+        self.destroy().await.map(|()| Outcome::Cancelled)
+    }
+
+    async fn destroy(&self) -> Result<(), Error> {
+        let destroyed = timeout(DESTROY_DEADLINE, self.connection.destroy(&self.domain)).await;
+        destroyed.map_err(|_| Error::Late { what: "end the domain" })?
+    }
+}
+
+/// Connects to libvirt, if its machines can use what this run makes.
+async fn connect(spec: &Spec) -> Result<Connection, Error> {
+    let connection = Connection::open(&spec.uri).await?;
+    match connection.machine_user().await? {
+        Some(user) if user != 0 && user != rustix::process::geteuid().as_raw() => Err(Error::OtherUser(user)),
+        _ => Ok(connection),
+    }
+}
+
+/// Makes the overlays, and a name that no other domain has.
+async fn host(spec: &Spec, targets: Vec<String>) -> Result<Host, Error> {
+    let mark = AttachmentId::random().map_err(Error::Pipe)?;
+    let mark: String = mark.as_str().chars().take(NAME_MARK_CHARS).collect();
+    let mut disks = Vec::new();
+    for (disk, target) in spec.disks.iter().zip(targets) {
+        disks.push(HostDisk {
+            name: disk.name.clone(),
+            target,
+            overlay: vm::overlay_of(disk, spec.version, &spec.programs, &spec.run_dir).await?,
+            scratch: disk.persist.is_none(),
+            nbd_socket: std::path::absolute(&disk.nbd_socket).map_err(Error::Pipe)?,
+            export: disk.export.clone(),
+        });
+    }
+    Ok(Host { name: format!("{}-{mark}", spec.name), serial: spec.serial.clone(), disks })
+}
+
+fn make_fifo(run_dir: &RunDir) -> Result<PathBuf, Error> {
+    let path = run_dir.path().join("saved");
+    rustix::fs::mknodat(CWD, &path, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0)
+        .map_err(|errno| Error::Pipe(errno.into()))?;
+    Ok(path)
+}
+
+/// Writes the head and the saved VM into the pipe once libvirt reads it.
+async fn feed(fifo: &Path, head: &[u8], saved: &Arc<Saved>, progress: &Progress) -> Result<(), Error> {
+    let mut sender = loop {
+        match pipe::OpenOptions::new().open_sender(fifo) {
+            Ok(sender) => break sender,
+            // Nobody reads yet.
+            Err(error) if error.raw_os_error() == Some(rustix::io::Errno::NXIO.raw_os_error()) => {
+                sleep(OPEN_LOOK).await
+            }
+            Err(error) => return Err(Error::Pipe(error)),
+        }
+    };
+    sender.write_all(head).await.map_err(resume::Error::Channel)?;
+    Ok(resume::send(saved, sender, progress).await?)
+}
+
+/// Has libvirt restore what is fed; gives whether the guest runs, which it does not when cancelled.
+async fn restore(
+    connection: &Connection,
+    fifo: &Path,
+    feeding: impl Future<Output = Result<(), Error>>,
+    shutdown: &CancellationToken,
+) -> Result<bool, Error> {
+    let path = fifo.to_str().ok_or_else(|| vm::Error::PathNotText(fifo.to_owned()))?;
+    let restoring = connection.restore(path.to_owned());
+    tokio::pin!(restoring);
+    let fed = {
+        tokio::pin!(feeding);
+        tokio::select! {
+            restored = &mut restoring => return restored.map(|()| true),
+            fed = &mut feeding => Some(fed),
+            () = shutdown.cancelled() => None,
+        }
+        // What was not fed to its end ends here: the pipe is closed.
+    };
+    let failure = match fed {
+        Some(Ok(())) => tokio::select! {
+            restored = &mut restoring => return restored.map(|()| true),
+            () = shutdown.cancelled() => None,
+        },
+        Some(Err(error)) => Some(error),
+        None => None,
+    };
+    let given_up = timeout(GIVE_UP_DEADLINE, async {
+        tokio::select! {
+            restored = &mut restoring => restored,
+            never = release(fifo) => match never {},
+        }
+    });
+    let restored = given_up.await.map_err(|_| Error::Late { what: "give up restoring the domain" })?;
+    match (failure, restored) {
+        (None, _) => Ok(false),
+        // libvirt has stopped reading, and says why.
+        (Some(Error::Resume(resume::Error::Channel(_))), Err(error)) => Err(error),
+        (Some(error), _) => Err(error),
+    }
+}
+
+/// Lets whoever waits for a writer of the pipe find that there is nothing in it.
+async fn release(fifo: &Path) -> std::convert::Infallible {
+    loop {
+        let opened: io::Result<_> = pipe::OpenOptions::new().open_sender(fifo);
+        drop(opened);
+        sleep(OPEN_LOOK).await;
+    }
+}
