@@ -24,6 +24,8 @@ pub(super) enum ResumeArg {
     /// The mode in which the guest runs first; where none works, the VM boots.
     #[default]
     Auto,
+    /// All memory is fetched, and shared with all VMs that are resumed from it on this host.
+    Mapped,
     /// The guest runs at once, and its memory is fetched as it needs it.
     Lazy,
     /// All memory is fetched, then the guest runs.
@@ -33,13 +35,13 @@ pub(super) enum ResumeArg {
 }
 
 impl ResumeArg {
-    /// The modes to try, the best first.
+    /// The modes to try, the best first, if the memory is not mapped.
     pub(super) fn modes(self) -> Vec<Mode> {
         match self {
             Self::Auto => vec![Mode::Lazy, Mode::Stream],
             Self::Lazy => vec![Mode::Lazy],
             Self::Stream => vec![Mode::Stream],
-            Self::Off => Vec::new(),
+            Self::Mapped | Self::Off => Vec::new(),
         }
     }
 }

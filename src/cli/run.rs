@@ -4,14 +4,18 @@
 mod libvirt;
 
 use std::convert::Infallible;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
 use clap::ValueEnum;
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
-use vmnetx_format::{Disk, Manifest, Name};
-use vmnetx_nbd::control::api::{AttachRequest, Attached, AttachmentStats, NoticeText, OrderUse};
+use vmnetx_format::{Disk, MAIN_RAM_BLOCK, Manifest, Name};
+use vmnetx_nbd::control::api::{
+    AttachRequest, Attached, AttachmentStats, MapProgress, MapRequest, NoticeText, OrderUse,
+};
 use vmnetx_store::failure::describe;
 use vmnetx_store::size::parse_size_bytes;
 use vmnetx_store::{LinkArgs, default_cache_dir, interrupt};
@@ -21,13 +25,16 @@ use super::{Error, stdio};
 #[cfg(feature = "libvirt")]
 use crate::libvirt::Uri;
 use crate::registry::{Claim, Registry, RegistryError};
-use crate::resume::{self, Failed, Fill, Plan, Saved};
+use crate::resume::{self, Failed, Fill, Mode, Plan, Progress, Saved};
 use crate::server::{Lease, Sizes, Wanted};
 use crate::vm::{self, Accel, DiskSpec, Display, DisplayChoice, Network, Outcome, Programs, RunDir, SerialPort, Spec};
 
 /// How long a guest's read is tried again when the origin fails. Then the guest stands still and is continued every few
 /// seconds, which tries again.
 const RETRY_FOR: Duration = Duration::from_secs(15);
+
+/// How long it may take to have memory to map where nobody demands that: lazily, the guest runs about as soon.
+const MAP_DEADLINE: Duration = Duration::from_millis(500);
 
 /// Launch the VM that LINK names, until it powers off or is interrupted.
 ///
@@ -230,7 +237,7 @@ impl Run<'_> {
                 );
                 Ok(false)
             }
-            ResumeArg::Lazy | ResumeArg::Stream => Err(resume::Error::OtherDisk.into()),
+            ResumeArg::Mapped | ResumeArg::Lazy | ResumeArg::Stream => Err(resume::Error::OtherDisk.into()),
         }
     }
 
@@ -251,28 +258,63 @@ impl Run<'_> {
         if wants_memory && manifest.memory.is_some() {
             return self.resume(lease, &manifest, spec).await;
         }
-        if matches!(self.args.resume, ResumeArg::Lazy | ResumeArg::Stream) {
+        if !matches!(self.args.resume, ResumeArg::Auto | ResumeArg::Off) {
             return Err(resume::Error::NoMemory.into());
         }
         Ok(Launched::Ended(vm::launch(spec, self.shutdown.clone()).await?))
     }
 
-    async fn resume(&self, lease: &Lease, manifest: &Manifest, spec: Spec) -> Result<Launched, Error> {
-        let show = if self.args.json { Show::Json } else { Show::Words };
-        let mut shown = Shown::start(show);
-        let plan = Plan { modes: self.args.resume.modes(), ram: None, fill: Fill::All, progress: shown.progress() };
-        let saved = Saved::open(lease.control(), lease.attached(), manifest);
-        let resumed = match resume::start(spec, saved, plan, &self.shutdown).await {
-            Ok(Some(resumed)) => resumed,
-            Ok(None) => return Ok(Launched::Ended(Outcome::Cancelled)),
-            Err(Failed { error, spec: Some(spec) }) if self.args.resume == ResumeArg::Auto => {
-                tracing::warn!("the VM boots, for it cannot be resumed: {}", describe(&error));
-                return Ok(Launched::NotResumed(spec));
+    /// Resumes the VM in the first way that works.
+    async fn resume(&self, lease: &Lease, manifest: &Manifest, mut spec: Spec) -> Result<Launched, Error> {
+        let mut shown = Shown::start(if self.args.json { Show::Json } else { Show::Words });
+        let progress = shown.progress();
+        let mapping = self.shutdown.run_until_cancelled(self.mapped(lease, manifest, &progress));
+        let Some(ram) = mapping.await.transpose()? else { return Ok(Launched::Ended(Outcome::Cancelled)) };
+        let mapped = ram.map(|ram| (vec![Mode::Mapped], Some(ram)));
+        let modes = self.args.resume.modes();
+        let unmapped = (!modes.is_empty()).then_some((modes, None));
+        for (modes, ram) in mapped.into_iter().chain(unmapped) {
+            let plan = Plan { modes, ram, fill: Fill::All, progress: shown.progress() };
+            let saved = Saved::open(lease.control(), lease.attached(), manifest);
+            match resume::start(spec, saved, plan, &self.shutdown).await {
+                Ok(Some(resumed)) => {
+                    shown.running(resumed.mode());
+                    return Ok(Launched::Ended(resumed.run(&self.shutdown).await?));
+                }
+                Ok(None) => return Ok(Launched::Ended(Outcome::Cancelled)),
+                Err(Failed { error, spec: Some(again) }) if self.args.resume == ResumeArg::Auto => {
+                    tracing::warn!("the VM cannot be resumed so: {}", describe(&error));
+                    spec = *again;
+                }
+                Err(Failed { error, .. }) => return Err(error.into()),
             }
-            Err(Failed { error, .. }) => return Err(error.into()),
+        }
+        tracing::warn!("the VM boots, for it cannot be resumed");
+        Ok(Launched::NotResumed(Box::new(spec)))
+    }
+
+    /// All of the main memory as the server holds it for VMs to share. Where nobody demands that, only if it takes no time.
+    async fn mapped(&self, lease: &Lease, manifest: &Manifest, progress: &Progress) -> Result<Option<OwnedFd>, Error> {
+        let bring = match self.args.resume {
+            ResumeArg::Mapped => true,
+            ResumeArg::Auto => false,
+            ResumeArg::Lazy | ResumeArg::Stream | ResumeArg::Off => return Ok(None),
         };
-        shown.running(resumed.mode());
-        Ok(Launched::Ended(resumed.run(&self.shutdown).await?))
+        let blocks = manifest.memory.iter().flat_map(|memory| &memory.blocks);
+        let size_bytes = blocks.filter(|block| block.name == MAIN_RAM_BLOCK).map(|block| block.size_bytes).sum();
+        let tell = |told: &MapProgress| progress.tell(told.done_bytes, told.size_bytes);
+        let mapping = lease.control().map(&lease.attached().id, MapRequest { bring }, size_bytes, tell);
+        if bring {
+            return Ok(Some(mapping.await?));
+        }
+        match timeout(MAP_DEADLINE, mapping).await {
+            Ok(Ok(ram)) => Ok(Some(ram)),
+            Ok(Err(error)) => {
+                tracing::debug!("its memory is not mapped: {}", describe(&error));
+                Ok(None)
+            }
+            Err(_) => Ok(None),
+        }
     }
 
     /// Boots a VM that could not be resumed: what it will read is another order's.

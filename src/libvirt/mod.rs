@@ -35,7 +35,7 @@ use vmnetx_pack::domain::{Hardware, Part};
 use self::connection::Connection;
 use self::domain::{Host, HostDisk};
 use self::limits::{DESTROY_DEADLINE, END_LOOK, GIVE_UP_DEADLINE, NAME_MARK_CHARS, OPEN_LOOK};
-use crate::resume::{self, Progress, Saved};
+use crate::resume::{self, MainRam, Progress, Saved};
 use crate::vm::{self, Accel, DiskSpec, Outcome, Programs, RunDir};
 
 pub use error::Error;
@@ -233,7 +233,7 @@ async fn feed(fifo: &Path, head: &[u8], saved: &Arc<Saved>, progress: &Progress)
         }
     };
     sender.write_all(head).await.map_err(resume::Error::Channel)?;
-    Ok(resume::send(saved, sender, progress).await?)
+    Ok(resume::send(saved, sender, MainRam::Sent, progress).await?)
 }
 
 /// Has libvirt restore what is fed; gives whether the guest runs, which it does not when cancelled.

@@ -15,6 +15,12 @@ impl Progress {
         (self.total_bytes.load(Ordering::Relaxed), self.done_bytes.load(Ordering::Relaxed))
     }
 
+    /// Takes over how far somebody else is.
+    pub fn tell(&self, done_bytes: u64, total_bytes: u64) {
+        self.total_bytes.store(total_bytes, Ordering::Relaxed);
+        self.done_bytes.store(done_bytes, Ordering::Relaxed);
+    }
+
     pub(super) fn begin(&self, total_bytes: u64) {
         self.done_bytes.store(0, Ordering::Relaxed);
         self.total_bytes.store(total_bytes, Ordering::Relaxed);

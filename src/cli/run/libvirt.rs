@@ -19,6 +19,7 @@ pub(super) fn check(args: &super::Args) -> Result<(), Error> {
         super::Args { network: NetworkArg::Isolated, .. } => not_had("--network isolated"),
         super::Args { serial: Some(SerialArg::Stdio), .. } => not_had("--serial -"),
         super::Args { resume: ResumeArg::Lazy, .. } => not_had("--resume lazy"),
+        super::Args { resume: ResumeArg::Mapped, .. } => not_had("--resume mapped"),
         _ => Ok(()),
     }
 }

@@ -57,6 +57,17 @@ impl SavedGuest {
         running.ticks_on();
     }
 
+    /// A figure of `smaps_rollup` (proc(5)), summed over the QEMUs that run.
+    fn qemu_memory_kib(&self, field: &str) -> u64 {
+        let of = |pid: u32| {
+            let is_qemu = fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name.starts_with("qemu"));
+            let rollup = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap_or_default();
+            let line = rollup.lines().filter(|_| is_qemu).find_map(|line| line.strip_prefix(field));
+            line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok()).unwrap_or(0)
+        };
+        self.bench.qemus().into_iter().map(of).sum()
+    }
+
     fn end(&self, mut running: Running) {
         running.type_line("poweroff");
         assert_eq!(running.ended(DEADLINE).code(), Some(0), "{}", running.said());
@@ -84,7 +95,8 @@ impl Running {
 fn a_captured_guest_goes_on_in_every_mode() {
     let guest = SavedGuest::new("resumed", &[]);
     let web = WebServer::start(&guest.bench, 0);
-    for (mode, told) in [("auto", "(lazy"), ("lazy", "(lazy"), ("stream", "(stream")] {
+    // With a mode that is demanded first: what is then on this host would be mapped.
+    for (mode, told) in [("auto", "(lazy"), ("lazy", "(lazy"), ("stream", "(stream"), ("mapped", "(mapped")] {
         let mut running = guest.resume(mode, &web.link(), &["--resume", mode]);
         guest.check(&mut running);
         running.wait_for(told, DEADLINE);
@@ -100,6 +112,33 @@ fn a_captured_guest_goes_on_in_every_mode() {
     stats.signal(Signal::TERM);
     assert_eq!(stats.ended(DEADLINE).code(), Some(0));
     assert!(stats.said().contains("MB ahead, as recorded"), "{}", stats.said());
+}
+
+#[test]
+fn clones_share_the_memory_that_they_have_not_changed() {
+    let guest = SavedGuest::new("clones", &["--no-rehearse"]);
+    let link = guest.bench.link();
+    // They are called by their numbers: all run at the same time.
+    let start = |name: &str| guest.resume(name, &link, &["--resume", "mapped", "--name", name]);
+    let mut clones = ["one", "two", "three", "four"].map(start);
+    for clone in &mut clones {
+        guest.check(clone);
+        clone.wait_for("(mapped", DEADLINE);
+    }
+    let [shared, resident] = ["Pss:", "Rss:"].map(|field| guest.qemu_memory_kib(field));
+    assert!(shared * 100 < resident * 60, "{shared} KiB proportional of {resident} KiB resident");
+    let stats = guest.bench.stats().unwrap();
+    assert!(stats["mapped_bytes"].as_u64().unwrap() > 24 << 20, "{stats}");
+    for mut clone in clones {
+        clone.type_line("poweroff");
+        assert_eq!(clone.ended(DEADLINE).code(), Some(0), "{}", clone.said());
+    }
+    wait_until("the server lets go of it", DEADLINE, || guest.bench.stats().unwrap()["mapped_bytes"] == 0);
+    // All of it is here now, so nobody need ask for this.
+    let mut another = guest.resume("another", &link, &[]);
+    guest.check(&mut another);
+    another.wait_for("(mapped", DEADLINE);
+    guest.end(another);
 }
 
 #[test]

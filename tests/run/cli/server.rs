@@ -10,7 +10,7 @@ use super::*;
 
 impl Bench {
     /// What the shared server tells, if there is one.
-    fn stats(&self) -> Option<Value> {
+    pub(super) fn stats(&self) -> Option<Value> {
         let mut stats = self.vmnetx(&["nbd", "stats", "--json", "--cache-dir"]);
         let output = stats.arg(self.cache_dir()).output().unwrap();
         output.status.success().then(|| serde_json::from_slice(&output.stdout).unwrap())
