@@ -40,7 +40,8 @@ impl Connection {
     pub(super) async fn runs(&self, name: &str) -> Result<bool, Error> {
         let name = name.to_owned();
         self.call("look for the domain", move |connect| match connect.lookup_domain_by_name(&name) {
-            Ok(domain) => domain.is_active(),
+            // It may end between the two.
+            Ok(domain) => domain.is_active().or_else(|error| gone(error).map(|()| false)),
             Err(error) => gone(error).map(|()| false),
         })
         .await
