@@ -7,9 +7,7 @@ use vmnetx_format::machine::{Bus, Clock, Machine, Nic, NicModel, Vga};
 use vmnetx_pack::domain::Part;
 
 use super::Error;
-
-/// Seconds that QEMU holds back requests while the server is away.
-const RECONNECT_DELAY_S: &str = "60";
+use super::limits::RECONNECT_DELAY_S;
 
 /// What this host has for a machine.
 #[derive(Debug)]
@@ -68,7 +66,7 @@ fn put_disk(device: &mut Part, host: &Host) -> Result<(), Error> {
     driver.attributes.extend(options.into_iter().chain(stop).map(|(name, value)| (name, value.to_owned())));
     let server = Part::new("host").with("transport", "unix").with("socket", path(&disk.nbd_socket)?);
     let export = Part::new("source").with("protocol", "nbd").with("name", &disk.export);
-    let export = export.holding(server).holding(Part::new("reconnect").with("delay", RECONNECT_DELAY_S));
+    let export = export.holding(server).holding(Part::new("reconnect").with("delay", RECONNECT_DELAY_S.to_string()));
     // The chain is told to its end, so libvirt looks at no file's header for more.
     let pristine = Part::new("backingStore").with("type", "network").holding(Part::new("format").with("type", "raw"));
     device.parts.push(Part::new("source").with("file", path(&disk.overlay)?));

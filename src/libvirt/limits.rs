@@ -14,5 +14,8 @@ pub(super) const GIVE_UP_DEADLINE: Duration = Duration::from_secs(60);
 /// For libvirt to end a machine: it asks QEMU first, kills it 15 s later and waits for as long again.
 pub(super) const DESTROY_DEADLINE: Duration = Duration::from_secs(45);
 
+/// Seconds that QEMU holds back requests while the server is away: one that died is started again within them.
+pub(super) const RECONNECT_DELAY_S: u64 = 60;
+
 /// Characters of a machine's name that make it one of its own.
 pub(super) const NAME_MARK_CHARS: usize = 8;

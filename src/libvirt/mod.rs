@@ -103,7 +103,7 @@ pub struct Running {
     connection: Connection,
     domain: String,
     // Goes last: the domain uses what is in its run directory.
-    _spec: Spec,
+    spec: Spec,
 }
 
 /// Boots a machine; `None` when cancelled before it ran.
@@ -122,7 +122,7 @@ pub async fn boot(spec: Spec, plugged: Plugged, shutdown: &CancellationToken) ->
     // Not interrupted: a domain that is being created cannot be ended yet.
     connection.boot(xml).await?;
     tracing::info!("{} runs as libvirt's domain {domain}", spec.name);
-    Ok(Some(Running { connection, domain, _spec: spec }))
+    Ok(Some(Running { connection, domain, spec }))
 }
 
 /// Resumes a saved VM with the hardware that it was saved with; `None` when cancelled before it ran.
@@ -149,10 +149,10 @@ pub async fn resume(
     let fifo = make_fifo(&spec.run_dir)?;
     let feeding = feed(&fifo, &head, &saved, progress);
     let restored = restore(&connection, &fifo, feeding, shutdown).await;
-    let running = Running { connection, domain, _spec: spec };
+    let running = Running { connection, domain, spec };
     match restored {
         Ok(true) => {
-            tracing::info!("{} runs as libvirt's domain {}", running._spec.name, running.domain);
+            tracing::info!("{} runs as libvirt's domain {}", running.spec.name, running.domain);
             Ok(Some(running))
         }
         Ok(false) => running.destroy().await.map(|()| None),

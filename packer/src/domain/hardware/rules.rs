@@ -11,7 +11,7 @@ pub(super) struct Rule {
     /// In the sequence in which they are written.
     pub(super) attributes: &'static [(&'static str, Value)],
     pub(super) text: Option<Value>,
-    pub(super) parts: &'static [Rule],
+    pub(super) parts: &'static [Self],
     /// Elements and attributes of the host, which are left out with all that is in them.
     pub(super) host: &'static [&'static str],
 }
