@@ -65,7 +65,7 @@ impl Repository {
                 let (size_bytes, content, chunker) = (ram.0, ram.1, Chunker::DISK);
                 let block = RamBlock { name, size_bytes, content, chunker };
                 let device_state = DeviceStateImage { size_bytes: state.0, content: state.1, chunker };
-                Some(Memory { blocks: vec![block], device_state, accelerator: None, qemu: None })
+                Some(Memory { blocks: vec![block], device_state, accelerator: None, qemu: None, libvirt: None })
             },
         )
     }
