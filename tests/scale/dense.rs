@@ -88,7 +88,7 @@ impl Dense {
         let roots = node(&root);
         let content = Digest::of(&roots.content.encode());
         let disk = Disk { name: "disk0".parse().unwrap(), size_bytes, content, chunker: Chunker::DISK };
-        publish(dir.path(), vec![disk], vec![roots]);
+        publish(dir.path(), vec![disk], None, vec![roots]);
         Self { dir, packs, pool }
     }
 

@@ -145,7 +145,7 @@ pub(crate) struct Leaf {
 }
 
 /// Writes manifest, layout object and link of a package whose packs hold these trees.
-fn publish(root: &Path, disks: Vec<Disk>, memory: Option<Memory>, images: Vec<Roots>) -> Version {
+pub(crate) fn publish(root: &Path, disks: Vec<Disk>, memory: Option<Memory>, images: Vec<Roots>) -> Version {
     let manifest = Manifest::new(Machine::from_toml(MACHINE).unwrap(), disks, memory).unwrap().encode();
     let layout = LayoutObject { images }.encode();
     let version = Version {
