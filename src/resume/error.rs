@@ -6,8 +6,8 @@ use vmnetx_format::migration::{ReturnPathError, StreamError, WriteError};
 use vmnetx_nbd_proto::client::ClientError;
 use vmnetx_store::failure::{Class, Told};
 
-use super::Failed;
-use crate::vm;
+use super::{Failed, Mode};
+use crate::vm::{self, QmpError};
 
 /// Why a saved VM is not resumed, or cannot run on.
 #[derive(Debug, thiserror::Error)]
@@ -21,6 +21,14 @@ pub enum Error {
     /// No mode is left to try.
     #[error("there is no mode in which the saved VM may be resumed")]
     NoMode,
+    /// QEMU, or this host, has not what the mode needs.
+    #[error("the mode {mode} cannot be had here")]
+    Refused {
+        /// The mode.
+        mode: Mode,
+        /// QEMU's words.
+        source: QmpError,
+    },
     /// The machine.
     #[error(transparent)]
     Vm(#[from] vm::Error),
@@ -71,6 +79,7 @@ impl Told for Error {
         match self {
             Self::NoMemory | Self::OtherDisk => Class::Usage,
             Self::Read { .. } => Class::Network,
+            Self::Refused { .. } => Class::Host,
             Self::Vm(error) => error.class(),
             Self::DeviceState(_) | Self::Parts(_) => Class::Integrity,
             Self::Channel(_) | Self::Requests(_) | Self::Silent | Self::Shut(_) | Self::Task | Self::NoMode => {
@@ -83,6 +92,11 @@ impl Told for Error {
         Some(match self {
             Self::NoMemory => "leave out --resume, and it boots".to_owned(),
             Self::OtherDisk => "leave out --resume, and it boots; or name overlays that do not exist yet".to_owned(),
+            Self::Refused { mode: Mode::Lazy, .. } => {
+                "it needs userfaultfd for QEMU: run as root, or allow it to all users \
+                (sysctl vm.unprivileged_userfaultfd=1); --resume stream and mapped do without"
+                    .to_owned()
+            }
             Self::Vm(error) => return error.hint(),
             _ => return None,
         })

@@ -31,6 +31,7 @@ use tokio::net::UnixStream;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
+use vmnetx_store::failure::describe;
 
 use crate::vm::{self, Incoming, Outcome, QmpError, Spec, Started, Way};
 
@@ -187,18 +188,18 @@ async fn load(started: &mut Started, saved: Saved, channel: UnixStream, plan: Pl
 
 /// Has QEMU wait for its state in the first of these modes that it can.
 async fn receive(started: &mut Started, modes: &[Mode]) -> Result<Mode, Error> {
-    let mut refusal = None;
+    let mut refusal = Error::NoMode;
     for &mode in modes {
         match started.receive(mode.way()).await {
             Ok(()) => return Ok(mode),
-            Err(vm::Error::Qmp(error @ QmpError::Refused { .. })) => {
-                tracing::info!("the mode {mode} cannot be had here: {error}");
-                refusal = Some(error);
+            Err(vm::Error::Qmp(source @ QmpError::Refused { .. })) => {
+                refusal = Error::Refused { mode, source };
+                tracing::info!("{}", describe(&refusal));
             }
             Err(error) => return Err(error.into()),
         }
     }
-    Err(refusal.map_or(Error::NoMode, |error| vm::Error::Qmp(error).into()))
+    Err(refusal)
 }
 
 fn feed(mode: Mode, saved: Arc<Saved>, channel: UnixStream, plan: Plan) -> Feeder {

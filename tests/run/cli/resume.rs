@@ -115,6 +115,42 @@ fn a_captured_guest_goes_on_in_every_mode() {
 }
 
 #[test]
+fn a_user_without_userfaultfd_resumes_otherwise() {
+    const NOBODY: u32 = 65534;
+    assert_eq!(fs::read_to_string("/proc/sys/vm/unprivileged_userfaultfd").unwrap().trim(), "0");
+    let guest = SavedGuest::new("nobody", &["--no-rehearse"]);
+    let web = WebServer::start(&guest.bench, 0);
+    let own = guest.bench.path("own");
+    fs::create_dir(&own).unwrap();
+    fs::set_permissions(guest.bench.folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    // Where this user may run it from.
+    let program = own.join("vmnetx");
+    fs::copy(env!("CARGO_BIN_EXE_vmnetx"), &program).unwrap();
+    std::os::unix::fs::chown(&own, Some(NOBODY), Some(NOBODY)).unwrap();
+    let run = |mode: &str| {
+        let ids = ["--reuid", "65534", "--regid", "65534", "--clear-groups"];
+        let mut command = Command::new("setpriv");
+        command.args(ids).arg(&program).args(["run", &web.link(), "--accel", "tcg", "--network", "isolated"]);
+        command.args(["--resume", mode, "--disk-cache", "0"]).current_dir("/").stdin(Stdio::piped());
+        command.env("TMPDIR", &own).env("HOME", &own).env("VMNETX_STATE_DIR", own.join("state"));
+        command.env_remove("DISPLAY").env_remove("WAYLAND_DISPLAY").env_remove("VMNETX_LOG");
+        command
+    };
+    let (code, said) = failure(run("lazy"));
+    assert!(code == HOST && said.contains("Postcopy") && said.contains("vm.unprivileged_userfaultfd"), "{code} {said}");
+    for (mode, told) in [("auto", "(stream"), ("mapped", "(mapped")] {
+        let (serial, log) = (guest.bench.path("nobody.serial"), guest.bench.path("nobody.log"));
+        let mut command = run(mode);
+        command.stdout(File::create(&serial).unwrap()).stderr(File::create(&log).unwrap());
+        let mut running = Running { child: Ended(command.spawn().unwrap()), serial, log };
+        guest.check(&mut running);
+        running.wait_for(told, DEADLINE);
+        running.type_line("poweroff");
+        assert_eq!(running.ended(DEADLINE).code(), Some(0), "{}", running.said());
+    }
+}
+
+#[test]
 fn clones_share_the_memory_that_they_have_not_changed() {
     let guest = SavedGuest::new("clones", &["--no-rehearse"]);
     let link = guest.bench.link();
