@@ -60,9 +60,8 @@ impl SavedGuest {
     /// A figure of `smaps_rollup` (proc(5)), summed over the QEMUs that run.
     fn qemu_memory_kib(&self, field: &str) -> u64 {
         let of = |pid: u32| {
-            let is_qemu = fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name.starts_with("qemu"));
             let rollup = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap_or_default();
-            let line = rollup.lines().filter(|_| is_qemu).find_map(|line| line.strip_prefix(field));
+            let line = rollup.lines().filter(|_| is_qemu(pid)).find_map(|line| line.strip_prefix(field));
             line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok()).unwrap_or(0)
         };
         self.bench.qemus().into_iter().map(of).sum()
@@ -112,6 +111,97 @@ fn a_captured_guest_goes_on_in_every_mode() {
     stats.signal(Signal::TERM);
     assert_eq!(stats.ended(DEADLINE).code(), Some(0));
     assert!(stats.said().contains("MB ahead, as recorded"), "{}", stats.said());
+}
+
+/// What happens to a resume.
+#[derive(Debug, Clone, Copy)]
+enum Fault {
+    /// The web server is away for so long.
+    Origin(Duration),
+    /// The server that reads it is killed.
+    Server,
+    /// QEMU is killed.
+    Qemu,
+    /// The launcher is told to end.
+    Told,
+    /// The launcher is killed.
+    Killed,
+}
+
+/// Lazy resumes from an empty cache, each with a fault at a random moment: every one ends in a right guest or a clear error, and none
+/// hangs. `VMNETX_RESUMES` says how many, `VMNETX_RESUMES_SEED` which.
+#[test]
+fn resumes_survive_faults_or_end_in_words() {
+    let number = |name: &str, usual| std::env::var(name).map_or(usual, |text| text.parse().expect(name));
+    let (resumes, seed) = (number("VMNETX_RESUMES", 20), number("VMNETX_RESUMES_SEED", 1));
+    let guest = SavedGuest::new("faults", &[]);
+    let mut web = Some(WebServer::start(&guest.bench, 0));
+    let (link, port) = (web.as_ref().unwrap().link(), web.as_ref().unwrap().port);
+    // A generator of pseudo-random numbers (Knuth's MMIX), of which the high bits are good.
+    let mut state: u64 = seed;
+    let mut below = |bound: u64| {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 33) % bound
+    };
+    for number in 0..resumes {
+        let after = Duration::from_millis(below(1500));
+        let fault = match number % 5 {
+            0 => Fault::Origin(Duration::from_millis(below(3000))),
+            1 => Fault::Server,
+            2 => Fault::Qemu,
+            3 => Fault::Told,
+            _ => Fault::Killed,
+        };
+        let what = format!("resume {number} of seed {seed}: {fault:?} after {after:?}");
+        let cache = guest.bench.path("tmp").join(format!("cache-{number}"));
+        let order = if below(2) == 0 { "auto" } else { "off" };
+        let arguments = ["--resume", "lazy", "--order", order, "--cache-dir", cache.to_str().unwrap()];
+        let mut running = guest.resume("faults", &link, &arguments);
+        std::thread::sleep(after);
+        let kill = |pid: u32| kill_process(Pid::from_raw(pid.cast_signed()).unwrap(), Signal::KILL);
+        let qemu = || guest.bench.qemus().into_iter().find(|pid| is_qemu(*pid));
+        match fault {
+            Fault::Origin(lasts) => {
+                drop(web.take());
+                std::thread::sleep(lasts);
+                web = Some(WebServer::start(&guest.bench, port));
+            }
+            Fault::Server => drop(server::server_of(&cache).map(kill)),
+            Fault::Qemu => {
+                wait_until(&what, BOOT_DEADLINE, || qemu().is_some());
+                qemu().map(kill).unwrap().unwrap();
+            }
+            Fault::Told => running.signal(Signal::TERM),
+            Fault::Killed => running.signal(Signal::KILL),
+        }
+        match fault {
+            Fault::Origin(_) | Fault::Server => {
+                // It may have met a server that was not there yet, or not any more, before it had anything to wait for.
+                let refused = running.child.0.try_wait().unwrap().is_some();
+                if refused {
+                    assert_eq!(running.ended(DEADLINE).code(), Some(NETWORK), "{what}: {}", running.said());
+                } else {
+                    guest.check(&mut running);
+                    running.type_line("poweroff");
+                    assert_eq!(running.ended(DEADLINE).code(), Some(0), "{what}: {}", running.said());
+                }
+            }
+            Fault::Qemu => {
+                let code = running.ended(DEADLINE).code();
+                assert!(code == Some(1) && running.said().contains("QEMU"), "{what}: {code:?} {}", running.said());
+            }
+            Fault::Told => assert_eq!(running.ended(DEADLINE).code(), Some(0), "{what}: {}", running.said()),
+            Fault::Killed => drop(running.ended(DEADLINE)),
+        }
+        wait_until(&what, DEADLINE, || qemu().is_none());
+        let mut drain = guest.bench.vmnetx(&["nbd", "drain", "--cache-dir"]);
+        let _ = drain.arg(&cache).stderr(Stdio::null()).status();
+    }
+    drop(web);
+}
+
+fn is_qemu(pid: u32) -> bool {
+    fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name.starts_with("qemu"))
 }
 
 #[test]

@@ -18,15 +18,20 @@ impl Bench {
 
     /// The process of the shared server: the one whose command line names the cache directory.
     pub(super) fn server(&self) -> Option<u32> {
-        let dir = self.cache_dir().display().to_string();
-        let names_it = |pid: &u32| {
-            let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-            let line = String::from_utf8_lossy(&line).replace('\0', " ");
-            line.contains("nbd serve") && line.contains(&dir)
-        };
-        let pids = fs::read_dir("/proc").unwrap().filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
-        pids.into_iter().find(names_it)
+        server_of(&self.cache_dir())
     }
+}
+
+/// The process of the server whose command line names this directory.
+pub(super) fn server_of(dir: &Path) -> Option<u32> {
+    let dir = dir.display().to_string();
+    let names_it = |pid: &u32| {
+        let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        let line = String::from_utf8_lossy(&line).replace('\0', " ");
+        line.contains("nbd serve") && line.contains(&dir)
+    };
+    let pids = fs::read_dir("/proc").unwrap().filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
+    pids.into_iter().find(names_it)
 }
 
 fn attachments(stats: &Value) -> usize {
