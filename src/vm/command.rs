@@ -14,7 +14,7 @@ use vmnetx_format::{MAIN_RAM_BLOCK, Name};
 use super::accel::Accelerator;
 use super::display::Display;
 use super::error::Error;
-use super::limits::RECONNECT_DELAY_S;
+use super::limits::{OPEN_TIMEOUT_S, RECONNECT_DELAY_S};
 
 /// What QEMU may not do: system calls of old, gaining privileges, starting processes, changing its own limits.
 pub(super) const SANDBOX: &str = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny";
@@ -229,6 +229,8 @@ fn add_nodes(line: &mut Line, index: usize, disk: &DiskFacts) -> Result<(), Erro
         "server": { "type": "unix", "path": text(&disk.nbd_socket)? },
         "export": disk.export,
         "reconnect-delay": RECONNECT_DELAY_S,
+        // The server may die between our attaching to it and QEMU's first connection.
+        "open-timeout": OPEN_TIMEOUT_S,
     }));
     let cache = json!({ "direct": false, "no-flush": disk.scratch });
     line.blockdev(&json!({

@@ -6,6 +6,9 @@ use std::time::Duration;
 /// again within them.
 pub(super) const RECONNECT_DELAY_S: u64 = 60;
 
+/// Seconds for which QEMU tries to reach the NBD server at first; less than [`START_DEADLINE`], in which it must be up.
+pub(super) const OPEN_TIMEOUT_S: u64 = 10;
+
 /// From starting QEMU to its greeting. It opens its disks in this time, which may wait for the network.
 pub(super) const START_DEADLINE: Duration = Duration::from_secs(60);
 

@@ -83,7 +83,7 @@ fn a_machine_with_a_bit_of_everything() {
 -object {"id":"random0","qom-type":"rng-builtin"}
 -netdev user,id=net0,restrict=off
 -device {"driver":"e1000","id":"nic0","mac":"52:54:00:00:00:01","netdev":"net0","romfile":""}
--blockdev {"driver":"nbd","export":"disk0","node-name":"pristine0","read-only":true,"reconnect-delay":60,"server":{"path":"/run/nbd","type":"unix"}}
+-blockdev {"driver":"nbd","export":"disk0","node-name":"pristine0","open-timeout":10,"read-only":true,"reconnect-delay":60,"server":{"path":"/run/nbd","type":"unix"}}
 -blockdev {"backing":"pristine0","cache":{"direct":false,"no-flush":true},"discard":"unmap","driver":"qcow2","file":{"cache":{"direct":false,"no-flush":true},"discard":"unmap","driver":"file","filename":"/scratch/disk0.qcow2"},"node-name":"overlay0"}
 -device {"bootindex":0,"drive":"overlay0","driver":"virtio-blk-pci","id":"disk0","rerror":"stop","werror":"stop"}
 "#;
@@ -201,7 +201,7 @@ prop_compose! {
 
 /// The keys and the drivers that may stand in an option in JSON.
 const KEYS: &str = " driver id chardev bus rng qom-type netdev romfile mac node-name read-only server export \
-    reconnect-delay file discard cache backing bootindex drive rerror werror unit scsi-id ";
+    open-timeout reconnect-delay file discard cache backing bootindex drive rerror werror unit scsi-id ";
 const DRIVERS: &str = " VGA cirrus-vga virtio-vga qxl-vga vmware-svga isa-serial piix3-usb-uhci qemu-xhci usb-tablet \
     virtio-rng-pci virtio-net-pci e1000 e1000e rtl8139 pcnet ne2k_pci ich9-ahci virtio-scsi-pci nbd qcow2 \
     virtio-blk-pci ide-hd scsi-hd ";
