@@ -12,6 +12,9 @@ pub(super) const OUTAGE_BEFORE_MAX: Duration = Duration::from_secs(90);
 /// How long a guest that runs waits for a part of its memory before it is given up: it stands still meanwhile.
 pub(super) const OUTAGE_AFTER_MAX: Duration = Duration::from_secs(30 * 60);
 
+/// Bytes of a VM's RAM beside its main memory: video memory and ROMs.
+pub(super) const OTHER_RAM_BYTES_MAX: u64 = 1 << 30;
+
 /// Bytes of RAM that are read, or brought by the server, with one request.
 pub(super) const READ_BYTES: u64 = 1 << 20;
 

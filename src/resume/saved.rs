@@ -12,7 +12,7 @@ use vmnetx_nbd_proto::client::SparseData;
 
 use super::Error;
 use super::export::{Export, Outage, Run};
-use super::limits::{ORDER_DEADLINE, READ_BYTES};
+use super::limits::{ORDER_DEADLINE, OTHER_RAM_BYTES_MAX, READ_BYTES};
 
 /// A saved VM whose device state has been read; its RAM is read as it is needed.
 #[derive(Debug)]
@@ -51,6 +51,8 @@ impl Saved {
     /// [`Error`] when the package has no memory, or it cannot be read.
     pub async fn open(control: &Control, attached: &Attached, manifest: &Manifest) -> Result<Self, Error> {
         let Memory { blocks, device_state, .. } = manifest.memory.as_ref().ok_or(Error::NoMemory)?;
+        // Before anything is made of their sizes.
+        check_size(manifest.machine.memory_mib.mib() << 20, blocks.iter().map(|block| block.size_bytes))?;
         let outage = Arc::new(Outage::new());
         let export = |name: String| Export::new(PathBuf::from(&attached.socket), name, Arc::clone(&outage));
         let image = export(DEVICE_STATE_IMAGE.to_owned());
@@ -105,6 +107,14 @@ impl Saved {
         // Blocks are those of this value, wherever their numbers come from.
         self.exports.get(block).ok_or(Error::Task)
     }
+}
+
+/// Whether RAM blocks of these sizes can be those of a machine with so much main memory, which this host has: a package may say
+/// anything.
+fn check_size(main_bytes: u64, blocks_bytes: impl IntoIterator<Item = u64>) -> Result<(), Error> {
+    let limit_bytes = main_bytes.saturating_add(OTHER_RAM_BYTES_MAX);
+    let total_bytes = blocks_bytes.into_iter().fold(0, u64::saturating_add);
+    if total_bytes <= limit_bytes { Ok(()) } else { Err(Error::TooMuchRam { total_bytes, limit_bytes }) }
 }
 
 /// What is recorded of the sequence in which the VM touches its images; nothing if that cannot be told soon.
@@ -182,5 +192,39 @@ impl Pages {
 
     pub(super) const fn range(&self) -> PageRange {
         self.range
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ram_that_no_such_machine_has_is_refused_before_anything_is_made_of_it() {
+        let main_bytes = 1 << 30;
+        check_size(main_bytes, [main_bytes, 16 << 20, 256 << 10]).unwrap();
+        for blocks in [vec![main_bytes, 1 << 45], vec![u64::MAX, u64::MAX], vec![OTHER_RAM_BYTES_MAX; 3]] {
+            assert!(matches!(check_size(main_bytes, blocks), Err(Error::TooMuchRam { .. })));
+        }
+    }
+
+    #[test]
+    fn an_order_names_pages_of_the_blocks_and_no_others() {
+        let block = Block::new("pc.ram", 4 << 20);
+        let touch = |image: &str, first_block, blocks| {
+            let image = image.to_owned();
+            RecordTouch { after_ms: 0, image, first_block, blocks }
+        };
+        let touches = [
+            touch("ram:pc.ram", 1, 2),
+            touch("disk0", 0, 1),
+            touch("ram:pc.ram", 1023, u32::MAX),
+            touch("ram:pc.ram", 1024, 1),
+            touch("ram:pc.ram", u64::MAX, 1),
+            touch("ram:pc.ram", 256, 512),
+        ];
+        let ranges: Vec<_> = pages(&touches, &[block]).iter().map(|at| (at.start_bytes, at.length_bytes)).collect();
+        let mib = 1 << 20;
+        assert_eq!(ranges, [(4096, 8192), (4 * mib - 4096, 4096), (mib, mib), (2 * mib, mib)]);
     }
 }

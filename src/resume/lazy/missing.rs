@@ -88,7 +88,7 @@ impl Bits {
     fn next(&self, start: u64, end: u64, missing: bool) -> Option<u64> {
         let flip = if missing { 0 } else { u64::MAX };
         let first = start / WORD_PAGES;
-        let words = self.words.iter().enumerate().skip(first as usize);
+        let words = self.words.iter().enumerate().take(end.div_ceil(WORD_PAGES) as usize).skip(first as usize);
         let found = words.map(|(index, word)| (index as u64, word ^ flip)).find_map(|(index, word)| {
             let word = if index == first { word & (u64::MAX << (start % WORD_PAGES)) } else { word };
             (word != 0).then(|| index * WORD_PAGES + u64::from(word.trailing_zeros()))
