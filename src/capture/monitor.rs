@@ -101,11 +101,8 @@ impl Monitor {
     }
 
     pub(super) async fn set_capabilities(&mut self, names: &[String], state: bool) -> Result<(), Error> {
-        if names.is_empty() {
-            return Ok(());
-        }
-        let all: Vec<_> = names.iter().map(|name| json!({ "capability": name, "state": state })).collect();
-        self.tell("migrate-set-capabilities", &json!({ "capabilities": all })).await
+        self.qmp.forget_events();
+        Ok(self.qmp.set_capabilities(names, state).await?)
     }
 
     pub(super) async fn set_rate(&mut self, bytes_per_s: u64) -> Result<(), Error> {

@@ -406,7 +406,7 @@ fn log_fetched(stats: &AttachmentStats) {
     let size: u64 = stats.exports.iter().map(|export| export.size_bytes).sum();
     let read: u64 = stats.exports.iter().map(|export| export.counts.read_bytes).sum();
     tracing::info!(
-        "fetched {:.1} MB in {} requests; the guest read {:.1} MB of its disks of {:.1} MB",
+        "fetched {:.1} MB in {} requests; the guest read {:.1} MB of its disks and memory of {:.1} MB",
         megabytes(stats.origin_bytes),
         stats.origin.requests,
         megabytes(read),

@@ -58,7 +58,7 @@ impl Started {
     /// # Errors
     /// [`QmpError::Refused`] when QEMU cannot, or may not on this host; it waits on, and another way may do.
     pub async fn receive(&mut self, way: Way) -> Result<(), Error> {
-        self.qmp.enable(way.capabilities()).await?;
+        self.qmp.set_capabilities(way.capabilities(), true).await?;
         self.is_loading = true;
         Ok(self.qmp.migrate_incoming(process::INHERITED_FD).await?)
     }

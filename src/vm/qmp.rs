@@ -181,10 +181,14 @@ impl Qmp {
         }
     }
 
-    /// Turns capabilities of migrations on, in both directions.
-    pub(super) async fn enable(&mut self, capabilities: &[&str]) -> Result<(), QmpError> {
-        let on: Vec<_> = capabilities.iter().map(|name| json!({ "capability": name, "state": true })).collect();
-        self.execute_with("migrate-set-capabilities", &json!({ "capabilities": on })).await.map(drop)
+    /// Turns capabilities of migrations, in and out, on or off.
+    pub(crate) async fn set_capabilities(&mut self, names: &[impl AsRef<str>], state: bool) -> Result<(), QmpError> {
+        if names.is_empty() {
+            return Ok(());
+        }
+        let capability = |name: &_| json!({ "capability": AsRef::<str>::as_ref(name), "state": state });
+        let all: Vec<_> = names.iter().map(capability).collect();
+        self.execute_with("migrate-set-capabilities", &json!({ "capabilities": all })).await.map(drop)
     }
 
     /// Begins to read the machine's state from a file that QEMU has inherited under this number.
