@@ -67,7 +67,7 @@ pub(super) struct Args {
     /// Where REPO can be read, the canonical URL first. Without it the link works wherever it lies.
     #[arg(long, value_name = "URL", num_args = 1.., value_parser = parse_repository_url)]
     url: Vec<Url>,
-    /// The mean length of chunks of uninterrupted data. Without it: that of the version before, else 48K.
+    /// The mean length of chunks of uninterrupted data, of disks: saved memory is cut its own way. Without it: that of the version before, else 48K.
     #[arg(long, value_name = "SIZE", value_parser = parse_size_bytes)]
     chunk_size: Option<u64>,
     /// Retain this many earlier versions, newest first, and those that are pinned. Without it all stay retained.
