@@ -30,7 +30,7 @@ type Result<T = ()> = std::result::Result<T, Box<dyn Error>>;
 const MACHINES: [&str; 2] = [
     "machine = \"pc-i440fx-7.2\"\nmemory_mib = 64\n[cpu]\nmodel = \"qemu64\"\n",
     "machine = \"pc-q35-7.2\"\nmemory_mib = 2048\nfirmware = \"bios\"\nvga = \"virtio\"\nserial = false\ntablet = true\n\
-     rng = true\nclock = \"localtime\"\ndisk_bus = \"virtio\"\ncpu = { model = \"Nehalem\", count = 2 }\n\
+     vmgenid = true\nguest_agent = true\nrng = true\nclock = \"localtime\"\ndisk_bus = \"virtio\"\ncpu = { model = \"Nehalem\", count = 2 }\n\
      disks = [{ name = \"disk0\", bus = \"scsi\" }]\nnics = [{ model = \"e1000\", mac = \"52:54:00:00:00:01\" }]\n",
 ];
 

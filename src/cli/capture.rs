@@ -125,9 +125,7 @@ pub(super) async fn run(args: Args) -> Result<(), Error> {
     let shutdown = interrupt::token().map_err(Error::Runtime)?;
     let Found { vm, machine, version } = find(&args).await?;
     let base = base(&args, version, &signing)?;
-    if !machine.nics.is_empty() {
-        tracing::info!("the guest keeps the address of its network card, so every VM that is resumed from this has it");
-    }
+    tell_of_copies(&machine);
     let progress = Unnamed(args.report.progress("copied"));
     let plan = Plan { machine: &machine, base, hold: args.stop, programs: &programs, progress: &progress };
     let mut captured = vm.capture(plan, &shutdown).await?;
@@ -291,6 +289,24 @@ fn base(args: &Args, version: Option<Digest>, signing: &Signing) -> Result<Optio
         return Ok(Some(version));
     }
     Err(capture::Error::NoBase { repository: args.repo.clone(), name: args.name.clone(), version }.into())
+}
+
+/// Says in what all guests will be alike that are resumed from this one.
+fn tell_of_copies(machine: &Machine) {
+    if !machine.nics.is_empty() {
+        tracing::info!("the guest keeps the address of its network card, so every VM that is resumed from this has it");
+    }
+    if !machine.vmgenid {
+        tracing::info!(
+            "the machine has no VM generation ID (`vmgenid`), so guests that are resumed from this do not know that they are copies, \
+             and draw the same random numbers at first"
+        );
+    }
+    if !machine.guest_agent {
+        tracing::info!(
+            "the machine has no port for a guest agent (`guest_agent`), so guests that are resumed from this keep its time"
+        );
+    }
 }
 
 /// Asks whether the guest's memory may be published, unless that was said.

@@ -33,7 +33,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 use vmnetx_store::failure::describe;
 
-use crate::vm::{self, Incoming, Outcome, QmpError, Spec, Started, Way};
+use crate::vm::{self, Agent, Incoming, Outcome, QmpError, Spec, Started, Way};
 
 use limits::END_DEADLINE;
 
@@ -219,6 +219,14 @@ fn channel() -> io::Result<(UnixStream, StdUnixStream)> {
     Ok((UnixStream::from_std(ours)?, theirs))
 }
 
+/// Sets the clock of a guest that goes on. It does without, if its agent does.
+async fn set_clock(agent: Agent) {
+    match agent.set_clock().await {
+        Ok(()) => tracing::info!("the guest's clock is set"),
+        Err(error) => tracing::info!("the guest's clock is as it was when it was saved: {}", describe(&error)),
+    }
+}
+
 impl Resumed {
     /// How it was resumed.
     #[must_use]
@@ -232,6 +240,8 @@ impl Resumed {
     /// [`Error`], also when the rest of the memory cannot be had; the machine has been ended by then.
     pub async fn run(self, shutdown: &CancellationToken) -> Result<Outcome, Error> {
         let Self { started, mut feeder, .. } = self;
+        // It stands where it stood when the guest was saved.
+        let _clock = started.agent().map(|agent| AbortOnDropHandle::new(tokio::spawn(set_clock(agent))));
         let lost = shutdown.child_token();
         let running = started.run(&lost);
         tokio::pin!(running);

@@ -40,6 +40,8 @@ pub(super) struct Facts<'a> {
     pub(super) monitor: &'a Path,
     /// Where QEMU has another monitor, for whoever comes.
     pub(super) control: &'a Path,
+    /// Where QEMU has the port of the guest agent, if the machine has one.
+    pub(super) agent: &'a Path,
     /// The socket on which we wait for the serial port, if anyone listens to it.
     pub(super) serial: Option<&'a Path>,
     /// Where VNC listens, if it does.
@@ -110,6 +112,7 @@ pub(super) fn arguments(machine: &Machine, facts: &Facts<'_>) -> Result<Vec<OsSt
     add_display(&mut line, facts)?;
     add_devices(&mut line, machine, facts)?;
     add_disks(&mut line, machine, facts)?;
+    add_late_devices(&mut line, machine, facts)?;
     if facts.begins != Begins::Booting {
         // Which one and how is said over the monitor.
         line.option("-incoming", "defer");
@@ -135,7 +138,8 @@ fn add_display(line: &mut Line, facts: &Facts<'_>) -> Result<(), Error> {
     Ok(())
 }
 
-/// The devices that are not disks. Their order gives them their PCI slots, which a guest remembers: add new ones last.
+/// The devices that are neither disks nor for copies. Their order gives them their PCI slots, which a guest remembers: new ones
+/// go to [`add_late_devices`].
 fn add_devices(line: &mut Line, machine: &Machine, facts: &Facts<'_>) -> Result<(), Error> {
     let vga = match machine.vga {
         Vga::None => None,
@@ -242,6 +246,21 @@ fn add_nodes(line: &mut Line, index: usize, disk: &DiskFacts) -> Result<(), Erro
         // This takes the place of the binding that stands in the file as its backing file's name.
         "backing": format!("pristine{index}"),
     }));
+    Ok(())
+}
+
+/// What tells a guest of being a copy, and helps it to be one. They have their slots behind all others.
+fn add_late_devices(line: &mut Line, machine: &Machine, facts: &Facts<'_>) -> Result<(), Error> {
+    if machine.vmgenid {
+        // Another one in every run: QEMU tells it to a guest that it resumes.
+        line.device(&json!({ "driver": "vmgenid", "id": "vmgenid", "guid": "auto" }));
+    }
+    if machine.guest_agent {
+        line.option("-chardev", format!("socket,id=agent,path={},server=on,wait=off", doubled(facts.agent)?));
+        line.device(&json!({ "driver": "virtio-serial-pci", "id": "ports" }));
+        line.device(&json!({ "driver": "virtserialport", "id": "agent0", "bus": "ports.0", "chardev": "agent",
+            "name": "org.qemu.guest_agent.0" }));
+    }
     Ok(())
 }
 

@@ -24,6 +24,18 @@ pub(super) const QMP_WORDS_CHARS_MAX: usize = 300;
 /// Events that wait while a command is under way.
 pub(super) const QMP_EVENTS_MAX: usize = 1024;
 
+/// From asking the agent of a guest that has just been resumed to its first answer: its memory may still be on its way.
+pub(super) const AGENT_SYNC_DEADLINE: Duration = Duration::from_secs(60);
+
+/// Between two attempts at that.
+pub(super) const AGENT_SYNC_PERIOD: Duration = Duration::from_secs(2);
+
+/// For its next answers: it may run a program of the guest's.
+pub(super) const AGENT_REPLY_DEADLINE: Duration = Duration::from_secs(30);
+
+/// Bytes of one answer of a guest's agent.
+pub(super) const AGENT_LINE_BYTES_MAX: usize = 64 << 10;
+
 /// From asking QEMU to quit to its end, when it has a persistent overlay to complete.
 pub(super) const QUIT_DEADLINE: Duration = Duration::from_secs(10);
 

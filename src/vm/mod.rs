@@ -34,6 +34,7 @@ use vmnetx_format::{Binding, Digest, Name};
 use crate::registry::{Claim, RunningDisk, RunningVm};
 
 mod accel;
+mod agent;
 mod command;
 mod display;
 mod error;
@@ -47,6 +48,7 @@ mod serial;
 mod watch;
 
 pub use accel::Accel;
+pub use agent::{Agent, AgentError};
 pub use command::Network;
 pub use display::{Display, DisplayChoice};
 pub use error::Error;
@@ -141,9 +143,10 @@ pub async fn start(mut spec: Spec, shutdown: &CancellationToken) -> Result<Optio
     let (monitor, monitor_path) = listen(&spec.run_dir, "monitor")?;
     let serial = spec.serial.is_some().then(|| listen(&spec.run_dir, "serial")).transpose()?;
     let [vnc, control] = [spec.run_dir.socket("vnc")?, spec.run_dir.socket("control")?];
+    let agent = spec.run_dir.socket(agent::SOCKET)?;
     let prepared = prepared?;
     let serial_path = serial.as_ref().map(|(_, path)| path.as_path());
-    let facts = facts(&spec, &prepared, [&monitor_path, &control, &vnc], serial_path);
+    let facts = facts(&spec, &prepared, [&monitor_path, &control, &vnc, &agent], serial_path);
     let arguments = command::arguments(&spec.machine, &facts)?;
     tracing::debug!(?arguments, "start {}", spec.programs.qemu.display());
     enter(&mut spec, &prepared, control)?;
@@ -196,13 +199,14 @@ struct Prepared {
 fn facts<'a>(
     spec: &'a Spec,
     prepared: &'a Prepared,
-    [monitor, control, vnc]: [&'a Path; 3],
+    [monitor, control, vnc, agent]: [&'a Path; 4],
     serial: Option<&'a Path>,
 ) -> Facts<'a> {
     let Spec { name, display, network, .. } = spec;
     let begins = spec.incoming.as_ref().map_or(Begins::Booting, Incoming::begins);
     let (accelerator, disks) = (prepared.accelerator, &prepared.disks);
-    Facts { name, accelerator, display: *display, network: *network, monitor, control, serial, vnc, disks, begins }
+    let (display, network) = (*display, *network);
+    Facts { name, accelerator, display, network, monitor, control, agent, serial, vnc, disks, begins }
 }
 
 async fn prepare(spec: &Spec) -> Result<Prepared, Error> {
@@ -339,6 +343,12 @@ impl Started {
             serial.drain().await;
         }
         ended.and(outcome)
+    }
+
+    /// The guest's agent, if the machine has a port for one. Whether the guest runs one shows when it is asked.
+    #[must_use]
+    pub fn agent(&self) -> Option<Agent> {
+        self.spec.machine.guest_agent.then(|| Agent::new(self.spec.run_dir.path()))
     }
 
     /// Ends a machine whose guest has not run, and gives back what it was started from, to start it again otherwise.

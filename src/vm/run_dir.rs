@@ -68,8 +68,8 @@ impl RunDir {
         self.directory.path().join(name)
     }
 
-    /// The path of a Unix socket in the directory. The launcher's own are `monitor`, `control`, `serial` and
-    /// `vnc`.
+    /// The path of a Unix socket in the directory. The launcher's own are `monitor`, `control`, `agent`,
+    /// `serial` and `vnc`.
     ///
     /// # Errors
     /// [`Error::SocketPath`] when it is too long for one.

@@ -90,6 +90,9 @@ fn profiles() -> Vec<(PathBuf, Machine)> {
 
 const PLAIN: &str = "machine = 'pc-i440fx-7.2'\nmemory_mib = 64\nvga = 'none'\ncpu.model = 'qemu64'\n";
 
+/// What a machine may have beyond that, but screens, disks and network cards.
+const FEATURES: &str = "tablet = true\nrng = true\nvmgenid = true\nguest_agent = true\n";
+
 fn plain() -> Machine {
     Machine::from_toml(PLAIN).unwrap()
 }
@@ -120,7 +123,7 @@ async fn qemu_takes_every_bus_card_and_screen() {
     let q35 = PLAIN.replace("i440fx", "q35");
     for (base, buses) in [(PLAIN, ["virtio", "ide", "sata", "scsi"].as_slice()), (&q35, &["virtio", "sata", "scsi"])] {
         for bus in buses {
-            let text = format!("disk_bus = '{bus}'\ntablet = true\nrng = true\n{base}");
+            let text = format!("disk_bus = '{bus}'\n{FEATURES}{base}");
             come_up(&bench, Machine::from_toml(&text).unwrap(), bus).await;
         }
     }
@@ -151,7 +154,7 @@ async fn qemu_takes_as_many_devices_as_a_machine_may_have() {
             format!("{{ name = 'disk{index}', bus = '{bus}' }}")
         };
         let disks = (0..MACHINE_DISKS_MAX).map(disk).collect::<Vec<_>>().join(", ");
-        let text = format!("tablet = true\nrng = true\nnics = [{nics}]\ndisks = [{disks}]\n{base}");
+        let text = format!("{FEATURES}nics = [{nics}]\ndisks = [{disks}]\n{base}");
         let mut spec = bench.spec(Machine::from_toml(&text).unwrap());
         spec.disks = (0..MACHINE_DISKS_MAX)
             .map(|index| DiskSpec {

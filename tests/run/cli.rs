@@ -3,6 +3,7 @@
 mod capture;
 mod resume;
 mod server;
+mod twins;
 
 use std::fs::{self, File};
 use std::io::Write;
@@ -49,9 +50,13 @@ impl Bench {
     }
 
     fn publish(&self) {
+        self.publish_with(&[]);
+    }
+
+    fn publish_with(&self, arguments: &[&str]) {
         let repository = self.path("repository");
         let mut command = self.vmnetx(&["pack", "build"]);
-        command.arg(&repository).args(["guest", "--quiet", "--disk"]).arg(&self.image);
+        command.arg(&repository).args(["guest", "--quiet", "--disk"]).arg(&self.image).args(arguments);
         let output = command.output().unwrap();
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     }

@@ -77,6 +77,13 @@ pub struct Machine {
     /// Whether a virtio device gives the guest random numbers.
     #[serde(default)]
     pub rng: bool,
+    /// Whether an ACPI device (VM Generation ID) tells a guest that is resumed that it is a copy: a Linux or Windows that has the
+    /// driver then draws other random numbers than those resumed from the same state.
+    #[serde(default)]
+    pub vmgenid: bool,
+    /// Whether a virtio serial port leads to the QEMU guest agent: a guest that has it gets its clock set when it is resumed.
+    #[serde(default)]
+    pub guest_agent: bool,
     /// What the hardware clock holds.
     #[serde(default)]
     pub clock: Clock,

@@ -23,7 +23,8 @@ const DISPLAY_DETAIL: &str = "the card has its usual memory and one screen";
 const USER_NETWORK: &str = "each card is on a user network of its own, behind the host's address";
 const NETWORK_TUNING: &str = "it concerns the host: how the network is shaped and guarded";
 const NO_NETWORK_BOOT: &str = "only disks boot";
-const NO_CHANNEL: &str = "the machine has no channels to agents on the host";
+const NO_CHANNEL: &str = "the machine has no channels but that of the guest agent";
+const AGENT: &str = "org.qemu.guest_agent.0";
 const WITHOUT: &str = "guests do without";
 const OTHER_HARDWARE: &str = "the machine cannot have it, and the guest may need it";
 const HOST_DEVICE: &str = "it is a device of one host";
@@ -33,7 +34,6 @@ const DROPPED: Reasons = &[
     ("graphics", SCREEN),
     ("sound", SOUND),
     ("audio", SOUND),
-    ("channel", NO_CHANNEL),
     ("redirdev", NO_CHANNEL),
     ("redirfilter", NO_CHANNEL),
     ("watchdog", WITHOUT),
@@ -103,6 +103,9 @@ pub(super) fn read<'a>(
     }
     for rng in ledger.children(devices, "rng") {
         random(ledger, rng, machine);
+    }
+    for channel in ledger.children(devices, "channel") {
+        agent(ledger, channel, machine);
     }
     let disks = disks::read(ledger, devices, files);
     for controller in ledger.children(devices, "controller") {
@@ -298,4 +301,23 @@ fn random<'a>(ledger: &mut Ledger<'a>, rng: Element<'a>, machine: &mut Machine) 
     machine.rng = true;
     let host = &[ALIAS, ADDRESS, SLOT, ("backend", BACKEND), ("rate", BACKEND), ("driver", DRIVER)];
     ledger.settle_children(Dropped, rng, host);
+}
+
+fn agent<'a>(ledger: &mut Ledger<'a>, channel: Element<'a>, machine: &mut Machine) {
+    let is_agents = |target: &Element<'a>| {
+        target.has_tag_name("target")
+            && target.attribute("type") == Some("virtio")
+            && target.attribute("name") == Some(AGENT)
+    };
+    if machine.guest_agent || !channel.children().any(|part| is_agents(&part)) {
+        return ledger.settle(Dropped, channel, NO_CHANNEL);
+    }
+    machine.guest_agent = true;
+    let _ = ledger.attribute(channel, "type");
+    if let Some(target) = ledger.child(channel, "target") {
+        for name in ["type", "name", "state"] {
+            let _ = ledger.attribute(target, name);
+        }
+    }
+    ledger.settle_children(Dropped, channel, &[ALIAS, ADDRESS, SLOT, ("source", BACKEND), ("log", BACKEND)]);
 }

@@ -95,8 +95,17 @@ pub fn describe(xml: &[u8], base: Machine, files: DiskFiles) -> Result<Descripti
     let document = ledger::parse(text)?;
     let root = document.root_element();
     let mut ledger = Ledger::new(root);
-    let bare =
-        Machine { serial: false, tablet: false, rng: false, disk_bus: None, disks: vec![], nics: vec![], ..base };
+    let bare = Machine {
+        serial: false,
+        tablet: false,
+        rng: false,
+        vmgenid: false,
+        guest_agent: false,
+        disk_bus: None,
+        disks: vec![],
+        nics: vec![],
+        ..base
+    };
     let mut machine = bare;
     system::read(&mut ledger, root, &mut machine);
     let disks = devices::read(&mut ledger, root, &mut machine, files);

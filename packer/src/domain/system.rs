@@ -27,7 +27,6 @@ const DROPPED: Reasons = &[
     ("title", NAMES),
     ("description", NAMES),
     ("metadata", NAMES),
-    ("genid", "no instance is told that it is a copy"),
     ("on_poweroff", EVENTS),
     ("on_reboot", EVENTS),
     ("on_crash", EVENTS),
@@ -103,6 +102,10 @@ pub(super) fn read<'a>(ledger: &mut Ledger<'a>, root: Element<'a>, machine: &mut
             Some("smbios") => ledger.settle(Dropped, sysinfo, SMBIOS),
             _ => ledger.settle(Refused, sysinfo, "the guest may need the files that it finds in its firmware"),
         }
+    }
+    if let Some(genid) = ledger.child(root, "genid") {
+        machine.vmgenid = true;
+        ledger.settle(Changed, genid, "each run tells its guest an identity of its own");
     }
     ledger.settle_children(Dropped, root, DROPPED);
     ledger.settle_children(Refused, root, REFUSED);

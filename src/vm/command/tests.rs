@@ -28,6 +28,7 @@ fn line(machine: &Machine, change: impl FnOnce(&mut Facts<'_>), disks: &[DiskFac
         network: Network::User,
         monitor: Path::new("/run/monitor"),
         control: Path::new("/run/control"),
+        agent: Path::new("/run/agent"),
         serial: None,
         vnc: Path::new("/run/vnc"),
         disks,
@@ -44,8 +45,12 @@ fn values(line: &[String], option: &str) -> Vec<Value> {
 }
 
 /// The only channels of a machine without a serial port that anyone listens to.
-const CHARDEVS: [&str; 3] =
-    ["null,id=serial", "socket,id=monitor,path=/run/monitor", "socket,id=control,path=/run/control,server=on,wait=off"];
+const CHARDEVS: [&str; 4] = [
+    "null,id=serial",
+    "socket,id=monitor,path=/run/monitor",
+    "socket,id=control,path=/run/control,server=on,wait=off",
+    "socket,id=agent,path=/run/agent,server=on,wait=off",
+];
 
 const I440FX: &str = "machine = 'pc-i440fx-7.2'\nmemory_mib = 64\ncpu.model = 'qemu64'\n";
 const Q35: &str = "machine = 'pc-q35-7.2'\nmemory_mib = 64\ncpu.model = 'qemu64'\n";
@@ -53,7 +58,7 @@ const Q35: &str = "machine = 'pc-q35-7.2'\nmemory_mib = 64\ncpu.model = 'qemu64'
 #[test]
 fn a_machine_with_a_bit_of_everything() {
     let machine = machine(
-        "machine = 'pc-q35-7.2'\nmemory_mib = 2048\nvga = 'virtio'\ntablet = true\nrng = true\nclock = 'localtime'\n\
+        "machine = 'pc-q35-7.2'\nmemory_mib = 2048\nvga = 'virtio'\ntablet = true\nrng = true\nvmgenid = true\nguest_agent = true\nclock = 'localtime'\n\
          disk_bus = 'virtio'\ncpu = { model = 'Nehalem', count = 2 }\n\
          nics = [{ model = 'e1000', mac = '52:54:00:00:00:01' }]",
     );
@@ -86,6 +91,10 @@ fn a_machine_with_a_bit_of_everything() {
 -blockdev {"driver":"nbd","export":"disk0","node-name":"pristine0","open-timeout":10,"read-only":true,"reconnect-delay":60,"server":{"path":"/run/nbd","type":"unix"}}
 -blockdev {"backing":"pristine0","cache":{"direct":false,"no-flush":true},"discard":"unmap","driver":"qcow2","file":{"cache":{"direct":false,"no-flush":true},"discard":"unmap","driver":"file","filename":"/scratch/disk0.qcow2"},"node-name":"overlay0"}
 -device {"bootindex":0,"drive":"overlay0","driver":"virtio-blk-pci","id":"disk0","rerror":"stop","werror":"stop"}
+-device {"driver":"vmgenid","guid":"auto","id":"vmgenid"}
+-chardev socket,id=agent,path=/run/agent,server=on,wait=off
+-device {"driver":"virtio-serial-pci","id":"ports"}
+-device {"bus":"ports.0","chardev":"agent","driver":"virtserialport","id":"agent0","name":"org.qemu.guest_agent.0"}
 "#;
     assert_eq!(line.join(" ").replace(" -", "\n-"), expected.trim());
 }
@@ -190,21 +199,22 @@ prop_compose! {
         nic in field(&["virtio-net-pci", "e1000", "e1000e", "rtl8139", "pcnet", "ne2k_pci"]),
         mac in field(&["52:54:00:00:00:01"]),
         (serial, tablet, rng, listed) in any::<(bool, bool, bool, bool)>(),
+        (vmgenid, guest_agent) in any::<(bool, bool)>(),
         mib in prop_oneof![Just(64_u64), any::<u64>()],
     ) -> Value {
         let disks = if listed { json!([{ "name": disk, "bus": bus }]) } else { json!([]) };
         json!({ "machine": board, "memory_mib": mib, "cpu": { "model": model }, "vga": vga, "clock": clock,
-            "serial": serial, "tablet": tablet, "rng": rng, "disk_bus": bus, "disks": disks,
+            "serial": serial, "tablet": tablet, "rng": rng, "vmgenid": vmgenid, "guest_agent": guest_agent, "disk_bus": bus, "disks": disks,
             "nics": [{ "model": nic, "mac": mac }] })
     }
 }
 
 /// The keys and the drivers that may stand in an option in JSON.
 const KEYS: &str = " driver id chardev bus rng qom-type netdev romfile mac node-name read-only server export \
-    open-timeout reconnect-delay file discard cache backing bootindex drive rerror werror unit scsi-id ";
+    open-timeout reconnect-delay file discard cache backing bootindex drive rerror werror unit scsi-id guid name ";
 const DRIVERS: &str = " VGA cirrus-vga virtio-vga qxl-vga vmware-svga isa-serial piix3-usb-uhci qemu-xhci usb-tablet \
     virtio-rng-pci virtio-net-pci e1000 e1000e rtl8139 pcnet ne2k_pci ich9-ahci virtio-scsi-pci nbd qcow2 \
-    virtio-blk-pci ide-hd scsi-hd ";
+    virtio-blk-pci ide-hd scsi-hd vmgenid virtio-serial-pci virtserialport ";
 
 proptest! {
     #![proptest_config(ProptestConfig { cases: 2000, ..ProptestConfig::default() })]

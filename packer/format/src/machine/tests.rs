@@ -39,7 +39,7 @@ fn the_smallest_description_is_a_machine_for_any_guest() {
     assert_eq!(machine.validate(&names(&["disk0"])), Ok(()));
     assert_eq!(
         serde_json::to_string(&machine).unwrap(),
-        r#"{"machine":"pc-i440fx-7.2","memory_mib":1024,"cpu":{"model":"qemu64","count":1},"firmware":"bios","vga":"std","serial":true,"tablet":false,"rng":false,"clock":"utc"}"#
+        r#"{"machine":"pc-i440fx-7.2","memory_mib":1024,"cpu":{"model":"qemu64","count":1},"firmware":"bios","vga":"std","serial":true,"tablet":false,"rng":false,"vmgenid":false,"guest_agent":false,"clock":"utc"}"#
     );
 }
 
@@ -245,6 +245,7 @@ prop_compose! {
         count in 1..=CPUS_MAX,
         vga in prop_oneof![Just(Vga::None), Just(Vga::Std), Just(Vga::Cirrus), Just(Vga::Virtio), Just(Vga::Qxl), Just(Vga::Vmware)],
         (uefi, serial, tablet, rng, local) in any::<(bool, bool, bool, bool, bool)>(),
+        (vmgenid, guest_agent) in any::<(bool, bool)>(),
         disk_bus in option::of(bus()),
         buses in vec(bus(), 0..4),
         nics in vec(nic(), 0..4),
@@ -255,7 +256,7 @@ prop_compose! {
             memory_mib: mib.try_into().unwrap(),
             cpu: Cpu { model, count: count.try_into().unwrap() },
             firmware: if uefi { Firmware::Uefi } else { Firmware::Bios },
-            vga, serial, tablet, rng,
+            vga, serial, tablet, rng, vmgenid, guest_agent,
             clock: if local { Clock::Localtime } else { Clock::Utc },
             disk_bus, disks, nics,
         }
