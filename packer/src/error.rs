@@ -4,6 +4,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use vmnetx_format::machine::MachineError;
+use vmnetx_format::migration::{StreamError, WriteError};
 use vmnetx_format::{
     Digest, KeyError, LinkError, ManifestError, MergeError, Name, OrderError, PublicKey, RecordError, SignatureError,
     TreeError,
@@ -194,6 +195,17 @@ pub enum Error {
         /// What there is.
         disks: String,
     },
+    /// What a package holds of a saved VM is not one.
+    #[error("read the saved VM of {link}")]
+    SavedVm {
+        /// The link.
+        link: String,
+        /// What is wrong.
+        source: StreamError,
+    },
+    /// Its RAM has no form in a migration stream.
+    #[error("write a saved VM as a migration stream")]
+    Stream(#[from] WriteError),
     /// A version was cut otherwise than its manifest says.
     #[error("the version {version} was cut otherwise than its manifest says: it cannot be laid out anew from its data")]
     OtherContent {
@@ -377,6 +389,7 @@ impl Told for Error {
             Self::Damaged { source, .. } | Self::Object { source, .. } | Self::Version { source, .. } => source.class(),
             Self::Key { .. } | Self::KeyExposed { .. } | Self::KeyExists(_) => Class::Usage,
             Self::Merge(_) | Self::RecordFile { .. } => Class::Usage,
+            Self::SavedVm { .. } | Self::Stream(_) => Class::Integrity,
             Self::Findings(_) | Self::BadSignature { .. } | Self::Lost { .. } => Class::Integrity,
             Self::Listen { .. } | Self::Runtime(_) | Self::Random(_) => Class::Host,
             Self::OtherKey { .. } | Self::Serial(_) | Self::OtherContent { .. } => Class::Failure,

@@ -30,7 +30,7 @@ pub mod limits;
 pub use build::{BaseOptions, BuildOptions, BuildReport, DiskReport, LEVEL_DEFAULT, build};
 pub use disk::{ChainFile, DiskError, DiskFile, DiskFormat, FilePart, NbdError};
 pub use error::{Damage, Error};
-pub use export::{ExportOptions, ExportReport, Output, export};
+pub use export::{ExportOptions, ExportReport, Output, STREAM, export};
 pub use info::{DiskInfo, ListedPackage, PackageInfo, SignatureInfo, StoredInfo, VersionInfo, info, list};
 pub use keys::{KeyReport, generate_key, read_key};
 pub use memory::{MemoryError, MemoryFile, MemoryReport};

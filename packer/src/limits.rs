@@ -46,6 +46,9 @@ pub const REMOTE_READS: usize = 8;
 /// Bytes of one such read.
 pub const REMOTE_READ_BYTES: u64 = 2 << 20;
 
+/// Bytes of a section of pages in an exported stream; QEMU looks at its monitor between two.
+pub const STREAM_SECTION_BYTES: usize = 1 << 20;
+
 /// Seconds for which `serve` lets requests end after it was told to stop.
 pub const SERVE_GRACE_S: u64 = 5;
 

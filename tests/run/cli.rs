@@ -1,6 +1,7 @@
 //! Guests launched through the program `vmnetx`, from packages that it has published.
 
 mod capture;
+mod monitor;
 mod resume;
 mod server;
 mod twins;

@@ -73,7 +73,7 @@ impl NbdServer {
 }
 
 /// Waits for a condition, or fails.
-pub(crate) fn wait_until(what: &str, deadline: Duration, condition: impl Fn() -> bool) {
+pub(crate) fn wait_until(what: &str, deadline: Duration, mut condition: impl FnMut() -> bool) {
     let started = Instant::now();
     while !condition() {
         assert!(started.elapsed() < deadline, "not within {} s: {what}", deadline.as_secs());

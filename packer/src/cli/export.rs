@@ -1,4 +1,4 @@
-//! `export`: writes a disk as a raw image.
+//! `export`: writes a disk as a raw image, or a saved VM as a migration stream.
 
 use std::path::PathBuf;
 
@@ -8,12 +8,15 @@ use super::common::{ReadArgs, ReportArgs};
 use super::output::{put, put_json, say, shown_bytes};
 use crate::{Error, ExportOptions, Output, export};
 
-/// Write a disk of a package as a raw image, verified. Of a saved VM, ram:BLOCK and vm:device-state are images, too.
+/// Write a disk of a package as a raw image, verified.
+///
+/// Of a saved VM, ram:BLOCK and vm:device-state are images, too, and vm:stream is all of it, as a migration stream: a QEMU of the
+/// same machine goes on from it (-incoming 'exec:cat FILE').
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     /// An http(s) or vmnetx+http(s) URL, or a path to a link file; #b3=DIGEST asks for one version.
     link: Location,
-    /// The disk's name.
+    /// The disk's name, or one of those of a saved VM.
     disk: String,
     /// The file to write, sparse; '-' writes to standard output.
     out: PathBuf,

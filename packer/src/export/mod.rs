@@ -1,7 +1,9 @@
-//! Writes a disk of a published version as the raw image that it was built from, every chunk verified.
+//! Writes a disk of a published version as the raw image that it was built from, or its saved VM as a migration stream, every
+//! chunk verified.
 
 mod local;
 mod remote;
+mod stream;
 mod target;
 
 use std::path::PathBuf;
@@ -14,12 +16,15 @@ use self::target::Target;
 use crate::local::{LocalLink, Packs, images};
 use crate::{Error, Progress, Reader};
 
+/// What is exported under this name is the whole of a saved VM. No disk has a colon in its name.
+pub const STREAM: &str = "vm:stream";
+
 /// What is to be exported.
 #[derive(Debug, Clone)]
 pub struct ExportOptions {
     /// The package.
     pub link: Location,
-    /// The disk's name.
+    /// The disk's name, or [`STREAM`].
     pub disk: String,
     /// Where the image goes.
     pub out: Output,
@@ -60,6 +65,9 @@ pub struct ExportReport {
 /// [`Error`] when the version cannot be read, is damaged, or the output cannot be written. A file is then as it was.
 pub fn export(options: &ExportOptions, progress: &dyn Progress) -> Result<ExportReport, Error> {
     let target = Target::open(&options.out)?;
+    if options.disk == STREAM {
+        return stream::export(options, target, progress);
+    }
     let Some(found) = LocalLink::find(&options.link)? else { return remote::export(options, target, progress) };
     found.signer(&options.reader.trust)?;
     let version = found.version(&options.link)?;
@@ -75,12 +83,14 @@ pub fn export(options: &ExportOptions, progress: &dyn Progress) -> Result<Export
 }
 
 fn disk_position(manifest: &Manifest, options: &ExportOptions) -> Result<usize, Error> {
-    let names = || manifest.images().map(|image| image.name);
-    names().position(|name| *name == options.disk).ok_or_else(|| Error::NoSuchDisk {
-        link: options.link.to_string(),
-        disk: options.disk.clone(),
-        disks: names().collect::<Vec<_>>().join(", "),
-    })
+    let position = manifest.images().position(|image| image.name == options.disk);
+    position.ok_or_else(|| no_such_disk(manifest, options))
+}
+
+fn no_such_disk(manifest: &Manifest, options: &ExportOptions) -> Error {
+    let mut disks: Vec<_> = manifest.images().map(|image| image.name.to_string()).collect();
+    disks.extend(manifest.memory.is_some().then(|| STREAM.to_owned()));
+    Error::NoSuchDisk { link: options.link.to_string(), disk: options.disk.clone(), disks: disks.join(", ") }
 }
 
 /// The error for a part of a disk that cannot be had.

@@ -74,7 +74,7 @@ fn write_all(
 }
 
 /// Reads all that is stored of an image, in order.
-async fn read_all(image: Arc<Image>, sender: mpsc::Sender<Read>) -> Result<(), Error> {
+pub(super) async fn read_all(image: Arc<Image>, sender: mpsc::Sender<Read>) -> Result<(), Error> {
     image.warm_index();
     let reads = stored_ranges(&image).map_ok(|(offset, length)| {
         let image = Arc::clone(&image);

@@ -6,10 +6,13 @@ use std::process::{Command, Stdio};
 
 use vmnetx_format::machine::Machine;
 use vmnetx_format::migration::{
-    Block, Compression, Configuration, DeviceState, PAGE_BYTES, PageAt, Precopy, SaveFile, StreamWriter,
+    Block, Compression, Configuration, DeviceState, PAGE_BYTES, Page, PageAt, Precopy, SaveFile, StreamReader,
+    StreamWriter,
 };
 use vmnetx_format::{Accelerator, DEVICE_STATE_IMAGE};
-use vmnetx_pack::{BuildOptions, BuildReport, Error, MemoryError, MemoryFile, Silent, build};
+use vmnetx_pack::{
+    BuildOptions, BuildReport, Error, ExportOptions, MemoryError, MemoryFile, Output, Reader, Silent, build, export,
+};
 use vmnetx_store::failure::{Class, Told};
 
 use crate::support::{Scene, machine, noise};
@@ -111,6 +114,38 @@ fn a_saved_vm_is_published_as_its_images() {
     assert_eq!((memory.accelerator, memory.qemu.as_deref()), (Some(Accelerator::Tcg), Some("7.2.22")));
     scene.verify_whole();
     assert_eq!(fs::read_dir(scene.repo().join("tmp")).unwrap().count(), 0, "scratch files are gone");
+}
+
+#[test]
+fn a_saved_vm_is_exported_as_a_stream_that_says_the_same() {
+    let scene = Scene::new();
+    let page = noise(7, PAGE_BYTES);
+    let pages: Vec<Sent<'_>> = vec![(0, 3, Some(&page)), (0, 700, Some(&page)), (1, 2, Some(&page)), (1, 3, None)];
+    publish(&scene, &stream("pc-i440fx-7.2", RAM_BYTES, &pages)).unwrap();
+    let before = ["ram:pc.ram", "ram:/rom@etc/acpi/tables", DEVICE_STATE_IMAGE].map(|name| image(&scene, name));
+    let exported = image(&scene, "vm:stream");
+
+    let mut reader = StreamReader::new(exported.as_slice()).unwrap();
+    let mut pages_of = [0, 0];
+    while let Some(Page::Zero(at) | Page::Data(at, _)) = reader.next_page().unwrap() {
+        pages_of[at.block] += 1;
+    }
+    // A QEMU that has just started has zeros in its main memory alone.
+    assert_eq!(pages_of, [2, ROM_BYTES / PAGE_BYTES]);
+
+    // Published again it is the same.
+    let again = Scene::new();
+    publish(&again, &exported).unwrap();
+    let after = ["ram:pc.ram", "ram:/rom@etc/acpi/tables", DEVICE_STATE_IMAGE].map(|name| image(&again, name));
+    assert!(before == after);
+    let options = ExportOptions {
+        link: scene.link("vm").to_str().unwrap().parse().unwrap(),
+        disk: "vm:strem".to_owned(),
+        out: Output::File { path: scene.path("none"), force: false },
+        reader: Reader::default(),
+    };
+    let error = export(&options, &Silent).unwrap_err().to_string();
+    assert!(error.ends_with("vm:device-state, vm:stream"), "{error}");
 }
 
 #[test]

@@ -3,11 +3,12 @@
 use std::io::{BufRead, BufReader};
 use std::os::unix::net::UnixStream;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use vmnetx::registry::Registry;
 use vmnetx_format::Accelerator;
 use vmnetx_store::dir::{Publisher, RepositoryDir, Wait};
 
+use super::monitor::Monitor;
 use super::*;
 
 const MIB: usize = 1 << 20;
@@ -288,6 +289,20 @@ fn any_qemu_is_captured_by_its_monitor() {
     assert!(bench.published_disk("disk0") == fs::read(&bench.image).unwrap());
     assert!(bench.published_disk("disk1").starts_with(&fs::read(&data).unwrap()));
     bench.resumed(before).end();
+
+    // And back: what is exported, a QEMU of the same machine goes on from.
+    let stream = bench.path("stream");
+    let mut export = bench.vmnetx(&["pack", "export", &bench.link(), "vm:stream", stream.to_str().unwrap(), "--quiet"]);
+    assert!(export.stdout(Stdio::null()).status().unwrap().success());
+    fs::remove_file(&serial).unwrap();
+    let incoming = format!("exec:cat {}", stream.display());
+    let places = ["-blockdev", &system, "-blockdev", &other, "-device", disks[0], "-device", disks[1]];
+    let _child = qemu(&[&places[..], &["-incoming", &incoming]].concat());
+    // It stood still when it was saved.
+    let mut monitor = Monitor::at(&qmp);
+    wait_until("its state is loaded", DEADLINE, || monitor.ask("query-status", &json!({}))["status"] == "paused");
+    monitor.ask("cont", &json!({}));
+    wait_until("the guest goes on in another QEMU", DEADLINE, || tick() > before + 2);
 }
 
 impl Bench {

@@ -1,12 +1,10 @@
 //! Guests that go on from one saved state: each is told that it is a copy, and has the time of day.
 
-use std::io::{BufRead, BufReader};
-use std::os::unix::net::UnixStream;
 use std::time::SystemTime;
 
-use serde_json::{Value, json};
-use vmnetx::registry::Registry;
+use serde_json::json;
 
+use super::monitor::Monitor;
 use super::*;
 
 const MACHINE: &str = "machine = 'pc-i440fx-7.2'\nmemory_mib = 256\nvga = 'none'\nrng = true\nvmgenid = true\nguest_agent = true\n\
@@ -48,32 +46,7 @@ impl Running {
     }
 }
 
-/// A client of a VM's monitor.
-struct Monitor(BufReader<UnixStream>);
-
 impl Monitor {
-    fn of(bench: &Bench, vm: &str) -> Self {
-        let running = Registry::at(&bench.path("state/vms")).unwrap().find(&vm.parse().unwrap()).unwrap().vm.unwrap();
-        let stream = UnixStream::connect(running.control).unwrap();
-        stream.set_read_timeout(Some(DEADLINE)).unwrap();
-        let mut monitor = Self(BufReader::new(stream));
-        monitor.ask("qmp_capabilities", &json!({}));
-        monitor
-    }
-
-    fn ask(&mut self, command: &str, arguments: &Value) -> Value {
-        writeln!(self.0.get_mut(), "{}", json!({ "execute": command, "arguments": arguments })).unwrap();
-        loop {
-            let mut line = String::new();
-            assert!(self.0.read_line(&mut line).unwrap() > 0, "{command} was answered");
-            let mut answer: Value = serde_json::from_str(&line).unwrap();
-            if let Some(result) = answer.get_mut("return") {
-                return result.take();
-            }
-            assert!(answer.get("error").is_none(), "{answer}");
-        }
-    }
-
     /// The identity that QEMU has given this copy, and what its guest reads at `address`, both as digits.
     fn identities(&mut self, address: u64) -> [String; 2] {
         let given = self.ask("query-vm-generation-id", &json!({}))["guid"].as_str().unwrap().replace('-', "");
