@@ -61,8 +61,15 @@ pub(super) enum Show {
 enum Event {
     /// So much of the guest's RAM has been sent to QEMU, zeros included.
     Resuming { done_bytes: u64, total_bytes: u64, left_s: Option<f64> },
-    /// The guest runs.
-    Running { mode: String, after_s: f64, done_bytes: u64, total_bytes: u64 },
+    /// The guest runs, so long after its state was asked for, and after QEMU was started.
+    Running {
+        mode: String,
+        after_s: f64,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        qemu_s: Option<f64>,
+        done_bytes: u64,
+        total_bytes: u64,
+    },
     /// All of its memory is there: it needs the server for its disks only.
     MemoryComplete { after_s: f64 },
 }
@@ -87,14 +94,18 @@ impl Shown {
         Arc::clone(&self.progress)
     }
 
-    /// The guest runs; whether all of its memory is there by then depends on the mode.
-    pub(super) fn running(&mut self, mode: Mode) {
+    /// The guest runs, so long after QEMU was started if that is known; whether all of its memory is there by then depends on the mode.
+    pub(super) fn running(&mut self, mode: Mode, qemu_took: Option<Duration>) {
         self.task = None;
         let (total_bytes, done_bytes) = self.progress.bytes();
+        let qemu_s = qemu_took.map(|took| took.as_secs_f64());
         let after_s = self.start.elapsed().as_secs_f64();
         match self.show {
-            Show::Json => put(&Event::Running { mode: mode.to_string(), after_s, done_bytes, total_bytes }),
-            Show::Words => tracing::info!("the guest goes on from where it was saved ({mode}, after {after_s:.2} s)"),
+            Show::Json => put(&Event::Running { mode: mode.to_string(), after_s, qemu_s, done_bytes, total_bytes }),
+            Show::Words => {
+                let of_them = qemu_s.map_or_else(String::new, |qemu_s| format!(", {qemu_s:.2} s after QEMU's start"));
+                tracing::info!("the guest goes on from where it was saved ({mode}, after {after_s:.2} s{of_them})");
+            }
         }
         if done_bytes < total_bytes {
             let (progress, show, start) = (Arc::clone(&self.progress), self.show, self.start);

@@ -278,7 +278,7 @@ impl Run<'_> {
             let saved = Saved::open(lease.control(), lease.attached(), manifest);
             match resume::start(spec, saved, plan, &self.shutdown).await {
                 Ok(Some(resumed)) => {
-                    shown.running(resumed.mode());
+                    shown.running(resumed.mode(), Some(resumed.qemu_took()));
                     return Ok(Launched::Ended(resumed.run(&self.shutdown).await?));
                 }
                 Ok(None) => return Ok(Launched::Ended(Outcome::Cancelled)),

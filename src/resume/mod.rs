@@ -26,6 +26,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream as StdUnixStream;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::net::UnixStream;
 use tokio::time::timeout;
@@ -67,6 +68,7 @@ pub enum Fill {
 pub struct Resumed {
     started: Started,
     mode: Mode,
+    qemu_took: Duration,
     feeder: Feeder,
 }
 
@@ -143,7 +145,10 @@ pub async fn start(
         Err(error) => Err(error),
     };
     match outcome {
-        Ok(Some((mode, feeder))) => Ok(Some(Resumed { started, mode, feeder })),
+        Ok(Some((mode, feeder))) => {
+            let qemu_took = started.age();
+            Ok(Some(Resumed { started, mode, qemu_took, feeder }))
+        }
         Ok(None) => started.abandon().await.map_err(Error::from).map(|_| None).map_err(Error::into_failed),
         Err(error) => match started.abandon().await {
             Ok(spec) => Err(Failed { error, spec: Some(Box::new(spec)) }),
@@ -232,6 +237,12 @@ impl Resumed {
     #[must_use]
     pub const fn mode(&self) -> Mode {
         self.mode
+    }
+
+    /// From QEMU's start until the guest ran.
+    #[must_use]
+    pub const fn qemu_took(&self) -> Duration {
+        self.qemu_took
     }
 
     /// Runs the machine until it ends or `shutdown` is cancelled, and sends the rest of its memory meanwhile.

@@ -24,6 +24,7 @@
 //! only; what the package says about the machine has passed the types of [`Machine`].
 
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 use tokio::net::{UnixListener, UnixStream};
@@ -151,6 +152,7 @@ pub async fn start(mut spec: Spec, shutdown: &CancellationToken) -> Result<Optio
     tracing::debug!(?arguments, "start {}", spec.programs.qemu.display());
     enter(&mut spec, &prepared, control)?;
     let inherited = spec.incoming.take().map_or_else(Vec::new, Incoming::into_inherited);
+    let begun = Instant::now();
     let mut process = Process::spawn(&spec.programs, &spec.programs.qemu, &arguments, inherited).await?;
     let connecting = connect(&mut process, &monitor, serial.as_ref().map(|(listener, _)| listener));
     let (qmp, serial) = match shutdown.run_until_cancelled(connecting).await {
@@ -164,7 +166,7 @@ pub async fn start(mut spec: Spec, shutdown: &CancellationToken) -> Result<Optio
         tracing::info!("the screen is on the VNC socket {}", vnc.display());
     }
     let serial = serial.zip(spec.serial.take()).map(|(stream, port)| serial::Carrier::start(stream, port));
-    Ok(Some(Started { process, qmp, serial, is_loading: false, spec }))
+    Ok(Some(Started { process, qmp, serial, begun, is_loading: false, spec }))
 }
 
 fn check(spec: &Spec) -> Result<(), Error> {
@@ -279,6 +281,8 @@ pub struct Started {
     process: Process,
     qmp: Qmp,
     serial: Option<serial::Carrier>,
+    /// When QEMU was started.
+    begun: Instant,
     /// Whether memory that the machine began in is still on its way.
     is_loading: bool,
     // Goes last: the others use what is in its run directory.
@@ -343,6 +347,12 @@ impl Started {
             serial.drain().await;
         }
         ended.and(outcome)
+    }
+
+    /// How long ago QEMU was started.
+    #[must_use]
+    pub fn age(&self) -> Duration {
+        self.begun.elapsed()
     }
 
     /// The guest's agent, if the machine has a port for one. Whether the guest runs one shows when it is asked.

@@ -56,7 +56,7 @@ impl Run<'_> {
         let saved = Saved::open(lease.control(), attached, manifest);
         let resumed = libvirt::resume(spec, plugged, saved, &shown.progress(), &self.shutdown).await?;
         let Some(running) = resumed else { return Ok(Outcome::Cancelled) };
-        shown.running(Mode::Stream);
+        shown.running(Mode::Stream, None);
         Ok(running.run(&self.shutdown).await?)
     }
 

@@ -2,6 +2,7 @@
 //!
 //! The lazy ones need userfaultfd: root, or `vm.unprivileged_userfaultfd=1`.
 
+use std::collections::BTreeMap;
 use std::os::unix::fs::PermissionsExt;
 
 use serde_json::Value;
@@ -128,6 +129,18 @@ enum Fault {
     Killed,
 }
 
+impl Fault {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Origin(_) => "the web server is away",
+            Self::Server => "the server is killed",
+            Self::Qemu => "QEMU is killed",
+            Self::Told => "the launcher is told to end",
+            Self::Killed => "the launcher is killed",
+        }
+    }
+}
+
 /// Lazy resumes from an empty cache, each with a fault at a random moment: every one ends in a right guest or a clear error, and none
 /// hangs. `VMNETX_RESUMES` says how many, `VMNETX_RESUMES_SEED` which.
 #[test]
@@ -143,6 +156,7 @@ fn resumes_survive_faults_or_end_in_words() {
         state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         (state >> 33) % bound
     };
+    let mut outcomes = BTreeMap::new();
     for number in 0..resumes {
         let after = Duration::from_millis(below(1500));
         let fault = match number % 5 {
@@ -174,30 +188,43 @@ fn resumes_survive_faults_or_end_in_words() {
             Fault::Told => running.signal(Signal::TERM),
             Fault::Killed => running.signal(Signal::KILL),
         }
-        match fault {
+        let came_of_it = match fault {
             Fault::Origin(_) | Fault::Server => {
                 // It may have met a server that was not there yet, or not any more, before it had anything to wait for.
                 let refused = running.child.0.try_wait().unwrap().is_some();
                 if refused {
                     assert_eq!(running.ended(DEADLINE).code(), Some(NETWORK), "{what}: {}", running.said());
+                    "refused in words: the network (exit code 5)"
                 } else {
                     guest.check(&mut running);
                     running.type_line("poweroff");
                     assert_eq!(running.ended(DEADLINE).code(), Some(0), "{what}: {}", running.said());
+                    "the guest went on, its memory and disk are right"
                 }
             }
             Fault::Qemu => {
                 let code = running.ended(DEADLINE).code();
                 assert!(code == Some(1) && running.said().contains("QEMU"), "{what}: {code:?} {}", running.said());
+                "ended in words (exit code 1)"
             }
-            Fault::Told => assert_eq!(running.ended(DEADLINE).code(), Some(0), "{what}: {}", running.said()),
-            Fault::Killed => drop(running.ended(DEADLINE)),
-        }
+            Fault::Told => {
+                assert_eq!(running.ended(DEADLINE).code(), Some(0), "{what}: {}", running.said());
+                "ended"
+            }
+            Fault::Killed => {
+                running.ended(DEADLINE);
+                "nothing of it was left"
+            }
+        };
+        *outcomes.entry((fault.name(), came_of_it)).or_insert(0) += 1;
         wait_until(&what, DEADLINE, || qemu().is_none());
         let mut drain = guest.bench.vmnetx(&["nbd", "drain", "--cache-dir"]);
         let _ = drain.arg(&cache).stderr(Stdio::null()).status();
     }
     drop(web);
+    for ((fault, came_of_it), count) in outcomes {
+        println!("| {fault} | {came_of_it} | {count} |");
+    }
 }
 
 fn is_qemu(pid: u32) -> bool {
