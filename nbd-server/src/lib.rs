@@ -1,5 +1,6 @@
 //! Serves the disks of VMNetX packages over NBD, read-only.
 
+mod cause;
 mod error;
 mod export;
 mod host;
@@ -16,6 +17,7 @@ pub mod cli;
 pub mod control;
 pub mod limits;
 
+pub use cause::Cause;
 pub use control::api::ExportStats;
 pub use error::Error;
 pub use export::{Export, Exports};

@@ -34,7 +34,7 @@ use crate::listener::Stream;
 use crate::output::Output;
 use crate::prefetch::{Prefetched, Prefetches, Refused};
 use crate::status::{self, Contexts, Status};
-use crate::{Export, Exports, Tls};
+use crate::{Export, Exports, Tls, cause};
 
 /// Why a connection ended otherwise than by the client's leave.
 #[derive(Debug, thiserror::Error)]
@@ -293,7 +293,7 @@ impl Session {
         let export = self.export.image().name();
         tracing::warn!(export, offset, length, error = describe(error), "request failed");
         let code = if error.class() == Class::Usage { ErrorCode::INVAL } else { ErrorCode::IO };
-        self.fail(cookie, code, &describe(error));
+        self.fail(cookie, code, &cause::tell(error));
     }
 
     fn reply_read(&mut self, cookie: Cookie, offset: u64, pieces: &mut Vec<Piece>, whole: bool) {

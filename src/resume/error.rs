@@ -3,6 +3,7 @@
 use std::io;
 
 use vmnetx_format::migration::{ReturnPathError, StreamError, WriteError};
+use vmnetx_nbd::Cause;
 use vmnetx_nbd_proto::client::ClientError;
 use vmnetx_store::failure::{Class, Told};
 
@@ -37,6 +38,8 @@ pub enum Error {
     Read {
         /// The image.
         image: String,
+        /// The kind of reason.
+        cause: Cause,
         /// Why not.
         source: ClientError,
     },
@@ -86,7 +89,9 @@ impl Told for Error {
     fn class(&self) -> Class {
         match self {
             Self::NoMemory | Self::OtherDisk => Class::Usage,
-            Self::Read { .. } => Class::Network,
+            // A server that is gone is as good as a network that is.
+            Self::Read { cause: Cause::Failed, .. } => Class::Network,
+            Self::Read { cause, .. } => cause.class(),
             Self::Refused { .. } => Class::Host,
             Self::Vm(error) => error.class(),
             Self::DeviceState(_) | Self::Parts(_) | Self::TooMuchRam { .. } => Class::Integrity,
@@ -104,6 +109,13 @@ impl Told for Error {
                 "it needs userfaultfd for QEMU: run as root, or allow it to all users \
                 (sysctl vm.unprivileged_userfaultfd=1); --resume stream and mapped do without"
                     .to_owned()
+            }
+            Self::Read { cause: Cause::Damaged, .. } => {
+                "the repository is damaged: tell its publisher, who can run `vmnetx-pack verify`; --resume off boots the VM"
+                    .to_owned()
+            }
+            Self::Read { cause: Cause::Absent, .. } => {
+                "the repository is incomplete: tell its publisher; --resume off boots the VM".to_owned()
             }
             Self::Vm(error) => return error.hint(),
             _ => return None,

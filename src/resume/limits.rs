@@ -12,6 +12,17 @@ pub(super) const OUTAGE_BEFORE_MAX: Duration = Duration::from_secs(90);
 /// How long a guest that runs waits for a part of its memory before it is given up: it stands still meanwhile.
 pub(super) const OUTAGE_AFTER_MAX: Duration = Duration::from_secs(30 * 60);
 
+/// How long memory is tried again that the server, after tries of its own at every mirror, says is damaged, or absent before the
+/// guest runs.
+pub(super) const SETTLED_MAX: Duration = Duration::from_secs(5);
+
+/// The same of what is absent when a guest runs: a web server that is started, or being filled, may say so for a while.
+pub(super) const ABSENT_AFTER_MAX: Duration = Duration::from_secs(30);
+
+/// Between two attempts at bringing those parts of memory that were damaged or absent and that nobody waits for, at first and at most.
+pub(super) const LACKING_PAUSE_MIN: Duration = Duration::from_secs(5);
+pub(super) const LACKING_PAUSE_MAX: Duration = Duration::from_secs(60);
+
 /// Bytes of a VM's RAM beside its main memory: video memory and ROMs.
 pub(super) const OTHER_RAM_BYTES_MAX: u64 = 1 << 30;
 

@@ -266,6 +266,7 @@ impl Resumed {
                     return Ok(outcome?);
                 }
                 // Without its memory the guest can only stand still.
+                tracing::warn!("the VM is ended: its guest cannot run without a part of its memory that cannot be had");
                 lost.cancel();
                 // How it ends does not matter.
                 let _ = running.await;

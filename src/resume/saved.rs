@@ -87,14 +87,20 @@ impl Saved {
         self.outage.guest_runs();
     }
 
-    /// Reads pages, whatever it takes.
+    /// Reads pages that are waited for.
     pub(super) async fn read(&self, range: PageRange) -> Result<Pages, Error> {
         let read = self.export(range.block)?.read(range.start_bytes, range.length_bytes).await?;
         Ok(Pages { range, read: Arc::new(read), read_start_bytes: range.start_bytes })
     }
 
-    /// Has the server bring pages.
-    pub(super) async fn bring(&self, range: PageRange) -> Result<(), Error> {
+    /// Reads pages that nobody waits for; nothing if some of them are damaged or absent.
+    pub(super) async fn read_ahead(&self, range: PageRange) -> Result<Option<Pages>, Error> {
+        let read = self.export(range.block)?.read_ahead(range.start_bytes, range.length_bytes).await?;
+        Ok(read.map(|read| Pages { range, read: Arc::new(read), read_start_bytes: range.start_bytes }))
+    }
+
+    /// Has the server bring pages; false if some of them are damaged or absent.
+    pub(super) async fn bring(&self, range: PageRange) -> Result<bool, Error> {
         self.export(range.block)?.bring(range.start_bytes, range.length_bytes).await
     }
 

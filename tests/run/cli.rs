@@ -1,6 +1,7 @@
 //! Guests launched through the program `vmnetx`, from packages that it has published.
 
 mod capture;
+mod damage;
 mod monitor;
 mod resume;
 mod server;
@@ -213,6 +214,11 @@ struct WebServer {
 
 impl WebServer {
     fn start(bench: &Bench, port: u16) -> Self {
+        Self::start_with(bench, port, "")
+    }
+
+    /// With these directives, too.
+    fn start_with(bench: &Bench, port: u16, directives: &str) -> Self {
         let out = bench.path("web.out");
         let mut command = Command::new("nginx");
         let port = if port == 0 { free_port() } else { port };
@@ -223,7 +229,7 @@ impl WebServer {
             .join(" ");
         let text = format!(
             "daemon off; master_process off; pid {}; error_log {} warn; events {{}}\n\
-             http {{ access_log off; {temporary} server {{ listen 127.0.0.1:{port}; root {}; }} }}\n",
+             http {{ access_log off; {temporary} {directives} server {{ listen 127.0.0.1:{port}; root {}; }} }}\n",
             bench.path("nginx.pid").display(),
             out.display(),
             root.display(),

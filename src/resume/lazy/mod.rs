@@ -7,8 +7,8 @@
 //! ```
 //!
 //! A page that the guest waits for is read and sent ahead of everything; what is pushed comes in pieces so small that it never
-//! waits long. Reads outlast outages (module `export`): the guest stands still on a page, it does not crash. When every page
-//! has been sent, QEMU needs us no more.
+//! waits long. Reads outlast outages (module `export`): the guest stands still on a page, it does not crash. What is damaged ends it
+//! when it needs that, and not before: what is pushed leaves such pages out. When every page has been sent, QEMU needs us no more.
 
 mod activity;
 mod background;
@@ -124,8 +124,9 @@ impl Before<'_> {
                 break;
             }
             let runs = self.saved.residency(range).await?;
-            if runs.iter().all(|run| run.is_here) {
-                let pages = self.saved.read(range).await?;
+            if runs.iter().all(|run| run.is_here)
+                && let Some(pages) = self.saved.read_ahead(range).await?
+            {
                 self.put(&pages, out)?;
                 write(channel, out).await?;
             }

@@ -126,8 +126,9 @@ impl<'a> Source<'a> {
         let around = PageRange { block: range.block, start_bytes, length_bytes };
         let (saved, missing) = (Arc::clone(&self.saved), self.missing.clone());
         self.around.spawn(async move {
+            // What of it cannot be had, the guest may never ask for.
             saved.bring(around).await?;
-            read_missing(&saved, &missing, around).await
+            read_here(&saved, &missing, around).await
         });
     }
 
@@ -170,20 +171,25 @@ async fn beside(saved: &Saved, missing: &Shared, range: PageRange) -> Result<Vec
     if missing.lock().first_in(around).is_none() {
         return Ok(Vec::new());
     }
+    read_here(saved, missing, around).await
+}
+
+/// Those of these pages that are on this host and were not sent.
+pub(super) async fn read_here(saved: &Saved, missing: &Shared, range: PageRange) -> Result<Vec<Pages>, Error> {
     let mut read = Vec::new();
-    for run in saved.residency(around).await?.into_iter().filter(|run| run.is_here) {
-        let here = PageRange { block, start_bytes: run.start_bytes, length_bytes: run.length_bytes };
+    for run in saved.residency(range).await?.into_iter().filter(|run| run.is_here) {
+        let here = PageRange { start_bytes: run.start_bytes, length_bytes: run.length_bytes, ..range };
         read.extend(read_missing(saved, missing, here).await?);
     }
     Ok(read)
 }
 
-/// Those of these pages that were not sent.
+/// Those of these pages that were not sent and can be had.
 async fn read_missing(saved: &Saved, missing: &Shared, range: PageRange) -> Result<Vec<Pages>, Error> {
     let wanted = missing.lock().reads_in(range);
     let mut read = Vec::new();
     for range in wanted {
-        read.push(saved.read(range).await?);
+        read.extend(saved.read_ahead(range).await?);
     }
     Ok(read)
 }

@@ -12,14 +12,14 @@ use super::*;
 /// Fills memory with what no zeros and no file of the guest's are, and tells its sum.
 const FILL: &str =
     r#"dd if=/dev/urandom of=/memory bs=1M count=24 2>/dev/null; s=$(sha256sum </memory); echo "FILLED""-${s%% *}""#;
-const SUM: &str = r#"s=$(sha256sum </memory); echo "SUM""-${s%% *}""#;
+pub(super) const SUM: &str = r#"s=$(sha256sum </memory); echo "SUM""-${s%% *}""#;
 /// Writes to the disk what it reads again past its page cache.
 const WRITE: &str = r#"d=$(ls /dev/[sv]da3); dd if=/memory of=$d bs=4k seek=300 count=64 conv=notrunc,fsync 2>/dev/null; echo 3 >/proc/sys/vm/drop_caches
 dd if=$d bs=4k skip=300 count=64 2>/dev/null | cmp -s - /dev/fd/3 3</memory; dd if=$d bs=4k skip=300 count=64 of=/w 2>/dev/null; dd if=/memory bs=4k count=64 of=/v 2>/dev/null; cmp /w /v && echo "WROTE""-IT""#;
 
 /// A guest that was saved at work, published with the order of its resume.
-struct SavedGuest {
-    bench: Bench,
+pub(super) struct SavedGuest {
+    pub(super) bench: Bench,
     /// Its last tick before it was saved.
     tick: u64,
     /// Of what its memory was filled with.
@@ -27,7 +27,7 @@ struct SavedGuest {
 }
 
 impl SavedGuest {
-    fn new(marker: &str, arguments: &[&str]) -> Self {
+    pub(super) fn new(marker: &str, arguments: &[&str]) -> Self {
         let bench = Bench::new(marker, &["vmnetx.tick=0.05"]);
         let mut running = bench.start_ticking();
         running.type_line(FILL);
@@ -42,12 +42,12 @@ impl SavedGuest {
         Self { bench, tick, sum }
     }
 
-    fn resume(&self, name: &str, link: &str, arguments: &[&str]) -> Running {
+    pub(super) fn resume(&self, name: &str, link: &str, arguments: &[&str]) -> Running {
         self.bench.start_with(name, link, arguments)
     }
 
     /// The guest has gone on: with the ticks that follow, its memory and its disk.
-    fn check(&self, running: &mut Running) {
+    pub(super) fn check(&self, running: &mut Running) {
         let tick = running.ticks_after(0);
         assert!(tick >= self.tick, "{tick} is a tick of a guest that has booted again");
         assert!(!running.said().contains("VMNETX-GUEST-READY"), "{}", running.said());
