@@ -150,6 +150,19 @@ pub enum Error {
         /// What may be held.
         limit_bytes: u64,
     },
+    /// A limit is reached, of one user.
+    #[error(
+        "mapping {wanted_bytes} bytes of saved memory exceeds what one user may have of the server's: {own_bytes} of {limit_bytes} are \
+         taken"
+    )]
+    MappedShare {
+        /// What would have to be held, zero pages not counted.
+        wanted_bytes: u64,
+        /// What is held because this user had it read.
+        own_bytes: u64,
+        /// What may be.
+        limit_bytes: u64,
+    },
     /// The system does not hold RAM as it should.
     #[error("hold saved memory to be mapped")]
     Mapped(#[source] io::Error),
@@ -207,7 +220,7 @@ impl Told for Error {
             Self::NoAttachment | Self::TooManyAttachments | Self::Draining | Self::NoServer { .. } => Class::Failure,
             Self::Detached | Self::BeingPulled | Self::TooManyPulls | Self::BeingVerified => Class::Failure,
             Self::NoMemory => Class::Usage,
-            Self::MappedFull { .. } | Self::Mapped(_) => Class::Host,
+            Self::MappedFull { .. } | Self::MappedShare { .. } | Self::Mapped(_) => Class::Host,
             Self::NotHere | Self::HandOver { .. } => Class::Failure,
             Self::NotRecorded | Self::Unrecordable(_) | Self::Unspeakable(_) => Class::Failure,
             Self::Control { .. } | Self::Record { .. } => Class::Failure,
@@ -226,7 +239,7 @@ impl Told for Error {
             Self::Refused(problem) => problem.hint.clone(),
             Self::TooManyPulls => Some("wait until another one has ended".into()),
             Self::NotHere => Some("`vmnetx-nbd pull` brings it; `vmnetx run --resume lazy` does without".into()),
-            Self::MappedFull { .. } => {
+            Self::MappedFull { .. } | Self::MappedShare { .. } => {
                 Some("end VMs of other packages, or give the server a larger --mapped-memory".into())
             }
             Self::SocketPath(_) => Some("give a --cache-dir or --control with a shorter path".into()),

@@ -133,5 +133,9 @@ pub const MAPPED_READS_MAX: usize = 4;
 /// Parts of the host's memory of which mapped RAM takes one at most, unless the server is told otherwise.
 pub const MAPPED_SHARE_OF_HOST: u64 = 2;
 
+/// Parts of the mapped RAM that others have left of which what one user has had read takes one at most, unless it is the server's own or
+/// root: the next user always finds room.
+pub const MAPPED_SHARE_PER_UID: u64 = 2;
+
 /// Time that a server has to hand over mapped RAM that is ready.
 pub const HAND_OVER_TIMEOUT: Duration = Duration::from_secs(10);

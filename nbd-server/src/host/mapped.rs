@@ -11,7 +11,7 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
@@ -28,6 +28,7 @@ use super::{Attachment, Holder, Host, Peer};
 use crate::control::api::{AttachmentId, MapProgress, MapRequest, Problem};
 use crate::limits::{
     ACCEPT_PAUSE, EXTENTS_MAX, HAND_OVER_TIMEOUT, MAPPED_READ_BYTES, MAPPED_READS_MAX, MAPPED_SHARE_OF_HOST,
+    MAPPED_SHARE_PER_UID,
 };
 use crate::{Error, Listener};
 
@@ -49,17 +50,18 @@ pub(super) struct MappedRams {
 /// Content and size: the same bytes, whatever package they are of.
 type Key = (Digest, u64);
 
-/// Bytes that may be held, and are.
+/// Bytes that may be held, and are, because these users had them read.
 #[derive(Debug)]
 struct Budget {
     limit_bytes: u64,
-    held_bytes: Mutex<u64>,
+    held_bytes: Mutex<HashMap<u32, u64>>,
 }
 
 /// Bytes of a budget; they are given back when this is dropped.
 #[derive(Debug)]
 struct Reserved {
     budget: Arc<Budget>,
+    uid: u32,
     bytes: u64,
 }
 
@@ -128,9 +130,14 @@ impl Mapping {
         MapProgress { socket, problem, ..self.progress() }
     }
 
+    /// Whom it counts as.
+    fn owner(&self) -> Peer {
+        Peer::new(self.attachment.owner())
+    }
+
     async fn map(&self) -> Result<String, Error> {
         let (image, _) = self.attachment.ram()?;
-        self.ram.sealed.get_or_try_init(|| self.ram.inflate(image, &self.host.0.mapped.budget)).await?;
+        self.ram.sealed.get_or_try_init(|| self.ram.inflate(image, &self.host.0.mapped.budget, self.owner())).await?;
         let folder = self.host.0.sockets.as_ref();
         let folder = folder.ok_or(Error::Forbidden("this server has no folder for private sockets"))?;
         let name = format!("{}{SOCKET_ENDING}", self.attachment.id());
@@ -149,7 +156,7 @@ impl MappedRams {
 
     /// What is held for all attachments, or being read.
     pub(super) fn held_bytes(&self) -> u64 {
-        *self.budget.held_bytes.lock().unwrap_or_else(PoisonError::into_inner)
+        self.budget.lock().values().sum()
     }
 
     /// The RAM with this content, to be read if it is new.
@@ -176,22 +183,39 @@ impl MappedRams {
 }
 
 impl Budget {
-    fn reserve(self: &Arc<Self>, bytes: u64) -> Result<Reserved, Error> {
-        let mut held_bytes = self.held_bytes.lock().unwrap_or_else(PoisonError::into_inner);
-        match held_bytes.checked_add(bytes) {
-            Some(held) if held <= self.limit_bytes => *held_bytes = held,
-            _ => {
-                let (held_bytes, limit_bytes) = (*held_bytes, self.limit_bytes);
-                return Err(Error::MappedFull { wanted_bytes: bytes, held_bytes, limit_bytes });
-            }
+    /// Takes bytes for a user, who leaves others their share of the room unless it is a master of the server.
+    fn reserve(self: &Arc<Self>, peer: Peer, bytes: u64) -> Result<Reserved, Error> {
+        let mut held = self.lock();
+        let held_bytes: u64 = held.values().sum();
+        let free_bytes = self.limit_bytes.saturating_sub(held_bytes);
+        if bytes > free_bytes {
+            let limit_bytes = self.limit_bytes;
+            return Err(Error::MappedFull { wanted_bytes: bytes, held_bytes, limit_bytes });
         }
-        Ok(Reserved { budget: Arc::clone(self), bytes })
+        let own_bytes = held.get(&peer.uid).copied().unwrap_or(0);
+        let limit_bytes = (free_bytes + own_bytes) / MAPPED_SHARE_PER_UID;
+        if !peer.is_master && own_bytes + bytes > limit_bytes {
+            return Err(Error::MappedShare { wanted_bytes: bytes, own_bytes, limit_bytes });
+        }
+        held.insert(peer.uid, own_bytes + bytes);
+        Ok(Reserved { budget: Arc::clone(self), uid: peer.uid, bytes })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<u32, u64>> {
+        // Nothing that changes it can panic half-way.
+        self.held_bytes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Drop for Reserved {
     fn drop(&mut self) {
-        *self.budget.held_bytes.lock().unwrap_or_else(PoisonError::into_inner) -= self.bytes;
+        let mut held = self.budget.lock();
+        if let Entry::Occupied(mut own) = held.entry(self.uid) {
+            *own.get_mut() -= self.bytes;
+            if *own.get() == 0 {
+                own.remove();
+            }
+        }
     }
 }
 
@@ -206,9 +230,9 @@ impl MappedRam {
 
     /// Reads all of an image into a memfd, a few reads at once, and seals it. What reads as zeros is not written and takes no
     /// memory.
-    async fn inflate(&self, image: &Arc<Image>, budget: &Arc<Budget>) -> Result<Sealed, Error> {
+    async fn inflate(&self, image: &Arc<Image>, budget: &Arc<Budget>, owner: Peer) -> Result<Sealed, Error> {
         self.done_bytes.store(0, Ordering::Relaxed);
-        let reserved = budget.reserve(data_bytes(image).await?)?;
+        let reserved = budget.reserve(owner, data_bytes(image).await?)?;
         let memfd = memfd_create(MEMFD_NAME, MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING).map_err(mapped)?;
         ftruncate(&memfd, self.size_bytes).map_err(mapped)?;
         let file = Arc::new(File::from(memfd));
@@ -342,4 +366,31 @@ fn host_bytes() -> u64 {
 
 fn mapped(error: rustix::io::Errno) -> Error {
     Error::Mapped(error.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_user_always_leaves_room_for_the_next() {
+        let budget = Arc::new(Budget { limit_bytes: 100, held_bytes: Mutex::default() });
+        let user = |uid| Peer { uid, is_master: false };
+        let refused = |uid, bytes| match budget.reserve(user(uid), bytes).unwrap_err() {
+            Error::MappedShare { own_bytes, limit_bytes, .. } => (own_bytes, limit_bytes),
+            other => panic!("{other}"),
+        };
+        assert_eq!(refused(1, 51), (0, 50));
+        let first = [30, 20].map(|bytes| budget.reserve(user(1), bytes).unwrap());
+        assert_eq!(refused(1, 1), (50, 50));
+        assert_eq!(refused(2, 26), (0, 25));
+        let second = budget.reserve(user(2), 25).unwrap();
+        // Others have left it less than it has.
+        assert_eq!(refused(1, 1), (50, 37));
+        let master = budget.reserve(Peer { uid: 0, is_master: true }, 25).unwrap();
+        assert!(matches!(budget.reserve(user(3), 1), Err(Error::MappedFull { held_bytes: 100, .. })));
+        drop((first, second, master));
+        assert!(budget.lock().is_empty());
+        drop(budget.reserve(user(2), 50).unwrap());
+    }
 }

@@ -1,10 +1,11 @@
 //! Saved RAM that VMs map: held once, never changed, never wrong, and given back.
 
+use std::collections::HashSet;
 use std::fs::File;
 use std::io::Write;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
@@ -12,7 +13,7 @@ use rustix::fs::{FallocateFlags, fallocate, fstat, ftruncate};
 use serde_json::json;
 use tokio::process::Command;
 use tokio::sync::watch;
-use vmnetx_nbd::control::api::{AttachRequest, MapProgress, MapRequest};
+use vmnetx_nbd::control::api::{AttachRequest, MapProgress, MapRequest, Problem};
 use vmnetx_nbd::{Error, HostOptions};
 use vmnetx_store::failure::Class;
 
@@ -167,24 +168,37 @@ async fn what_is_not_here_is_fetched_only_when_that_is_asked_for() {
     assert!(class == Class::Usage && message.contains("no saved memory"), "{message}");
 }
 
-#[tokio::test]
-async fn a_damaged_chunk_is_never_handed_over() {
-    let disk = mixed();
-    let repository = Repository::with_memory(&disk, &ram());
-    // The last chunk of RAM, whichever pack it is in.
+/// The pack with the last chunk of RAM, and where in it the middle of that chunk is.
+fn last_chunk(repository: &Repository) -> (PathBuf, usize) {
     let bytes = noise(3, MIB as usize);
     let is_last = |plain: &[u8]| bytes.ends_with(plain);
     let frame = repository.chunks.iter().find(|frame| is_last(&frame.plain)).unwrap().wanted.clone();
     let pack = repository.root().join(vmnetx_format::pack_path(&frame.place.pack));
-    let mut packed = std::fs::read(&pack).unwrap();
-    packed[(frame.place.offset + u64::from(frame.place.stored_len) / 2) as usize] ^= 1;
-    std::fs::write(&pack, packed).unwrap();
-    let hosted = Hosted::serving(disk, repository, None, HostOptions::default(), |_| Answer::Good).await;
+    (pack, (frame.place.offset + u64::from(frame.place.stored_len) / 2) as usize)
+}
+
+/// RAM of which a chunk cannot be had is refused in words, and the server is there for who asks again when it is repaired.
+#[tokio::test]
+async fn a_damaged_or_absent_chunk_is_never_handed_over_and_may_be_repaired() {
+    let hosted = good().await;
     attach(&hosted, "vm").await;
+    let (pack, middle) = last_chunk(&hosted.repository);
+    let whole = std::fs::read(&pack).unwrap();
+    let mut damaged = whole.clone();
+    damaged[middle] ^= 1;
+    std::fs::write(&pack, damaged).unwrap();
     let (class, message) = refusal(map(&hosted, "vm", BRING).await.unwrap_err());
-    assert_eq!(class, Class::Integrity, "{message}");
+    assert!(class == Class::Integrity && message.contains("packs/"), "{message}");
+    assert!(message.contains("is damaged"), "{message}");
     assert_eq!(mapped_bytes(&hosted).await, 0);
     assert!(within(20, hosted.control.attachment(&id("vm"))).await.unwrap().mapped_bytes.is_none());
+    std::fs::remove_file(&pack).unwrap();
+    let (class, message) = refusal(map(&hosted, "vm", BRING).await.unwrap_err());
+    assert!(class == Class::Network && message.contains("packs/") && message.contains("404"), "{message}");
+    assert_eq!(mapped_bytes(&hosted).await, 0);
+    std::fs::write(&pack, whole).unwrap();
+    assert_is_ram(&map(&hosted, "vm", BRING).await.unwrap());
+    assert_eq!(mapped_bytes(&hosted).await, DATA_BYTES);
 }
 
 /// The client leaves while half of it is there; nothing stays of it, and who asks next gets all of it.
@@ -209,6 +223,77 @@ async fn whoever_gives_up_leaves_nothing_behind() {
     until("it is given back", async || mapped_bytes(&hosted).await == 0).await;
     open.send(true).unwrap();
     assert_is_ram(&map(&hosted, "vm", BRING).await.unwrap());
+}
+
+/// Several want the same RAM at once; the one for whom it is read leaves, and the next one is detached. The others get it.
+#[tokio::test]
+async fn who_reads_it_for_all_may_leave() {
+    let (open, gate) = watch::channel(false);
+    let disk = mixed();
+    let repository = Repository::with_memory(&disk, &ram());
+    let packs: HashSet<_> =
+        repository.chunks.iter().map(|frame| vmnetx_format::pack_path(&frame.wanted.place.pack)).collect();
+    // The index is in packs of its own.
+    let behave = move |asked: &Asked| {
+        if packs.contains(&asked.path) { Answer::When(gate.clone()) } else { Answer::Good }
+    };
+    let hosted = Hosted::serving(disk, repository, Some(64 * MIB), HostOptions::default(), behave).await;
+    let mapping = |name: &'static str| {
+        let control = hosted.control.clone();
+        tokio::spawn(async move { control.map(&id(name), BRING, RAM_BYTES, |_| ()).await })
+    };
+    let is_held = async |name: &str| within(20, hosted.control.attachment(&id(name))).await.unwrap().holders == 1;
+    for name in ["first", "second", "third", "fourth"] {
+        attach(&hosted, name).await;
+    }
+    let first = mapping("first");
+    until("the first one reads", async || mapped_bytes(&hosted).await == DATA_BYTES).await;
+    let second = mapping("second");
+    until("the second one waits", async || is_held("second").await).await;
+    let [third, fourth] = ["third", "fourth"].map(mapping);
+    until("the others wait", async || is_held("third").await && is_held("fourth").await).await;
+    first.abort();
+    within(20, hosted.control.detach(&id("second"))).await.unwrap();
+    let (_, message) = refusal(within(60, second).await.unwrap().unwrap_err());
+    assert!(message.contains("not attached any more"), "{message}");
+    open.send(true).unwrap();
+    let [third, fourth] = [within(60, third).await, within(60, fourth).await].map(|mapped| mapped.unwrap().unwrap());
+    assert_is_ram(&third);
+    assert_eq!(inode(&third), inode(&fourth));
+    assert_eq!(mapped_bytes(&hosted).await, DATA_BYTES);
+}
+
+/// What another user is told at last who maps.
+async fn map_as_nobody(hosted: &Hosted, name: &str) -> MapProgress {
+    let mut command = as_nobody("curl");
+    command.args(["--silent", "--show-error", "--max-time", "30", "--request", "POST"]);
+    command.args(["--data", &json!({ "bring": true }).to_string(), "--unix-socket"]).arg(hosted.control.socket());
+    let output = within(60, command.arg(format!("http://localhost/v1/attachments/{name}/map")).output()).await.unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    serde_json::from_str(text.lines().last().unwrap()).unwrap()
+}
+
+#[tokio::test]
+async fn another_user_leaves_half_of_the_room_to_others() {
+    for (limit_bytes, fits) in [(2 * DATA_BYTES - 1, false), (2 * DATA_BYTES, true)] {
+        let options = HostOptions { mapped_bytes_max: Some(limit_bytes), ..HostOptions::default() };
+        let hosted = hosted(options, |_| Answer::Good).await;
+        std::fs::set_permissions(hosted.control.socket(), PermissionsExt::from_mode(0o666)).unwrap();
+        let wanted = json!({ "link": hosted.link(), "memory": true }).to_string();
+        let (status, _) = ask_as_nobody(hosted.control.socket(), "PUT", "/v1/attachments/theirs", &wanted).await;
+        assert_eq!(status, 200);
+        let told = map_as_nobody(&hosted, "theirs").await;
+        match told.problem {
+            None => assert!(fits && told.socket.is_some(), "{limit_bytes}"),
+            Some(Problem { class, message, .. }) => {
+                let words = format!("mapping {DATA_BYTES} bytes of saved memory exceeds what one user may have");
+                assert!(!fits && class == Class::Host && message.starts_with(&words), "{message}");
+            }
+        }
+        // The server's own user may have all.
+        attach(&hosted, "ours").await;
+        assert_is_ram(&map(&hosted, "ours", BRING).await.unwrap());
+    }
 }
 
 #[tokio::test]
