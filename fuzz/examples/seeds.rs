@@ -182,7 +182,7 @@ fn json(put: &impl Fn(&str, &str, &[u8]) -> Result) -> Result {
         let content = Digest::of(b"ci\0");
         let disk = Disk { name: "disk0".parse()?, size_bytes: 2 << 30, content, chunker: Chunker::DISK };
         let chunker = Chunker::DISK;
-        let block = RamBlock { name: "pc.ram".to_owned(), size_bytes: 64 << 20, content, chunker };
+        let block = RamBlock { name: "pc.ram".to_owned(), size_bytes: machine.memory_mib.bytes(), content, chunker };
         let device_state = DeviceStateImage { size_bytes: 4096, content, chunker };
         let (accelerator, qemu) = (Some(Accelerator::Tcg), Some("7.2.22".to_owned()));
         let libvirt = Some("<domain type='qemu'><memory unit='KiB'>131072</memory></domain>".to_owned());

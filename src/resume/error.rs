@@ -46,14 +46,6 @@ pub enum Error {
     /// The device state is none.
     #[error("the package's device state")]
     DeviceState(#[source] StreamError),
-    /// The package's RAM blocks have more bytes than its machine can.
-    #[error("the package's saved RAM has {total_bytes} bytes, and its machine {limit_bytes} at most")]
-    TooMuchRam {
-        /// What the blocks have.
-        total_bytes: u64,
-        /// What they may have.
-        limit_bytes: u64,
-    },
     /// The package's RAM blocks are such as no VM has.
     #[error("the package's saved memory")]
     Parts(#[from] WriteError),
@@ -94,7 +86,7 @@ impl Told for Error {
             Self::Read { cause, .. } => cause.class(),
             Self::Refused { .. } => Class::Host,
             Self::Vm(error) => error.class(),
-            Self::DeviceState(_) | Self::Parts(_) | Self::TooMuchRam { .. } => Class::Integrity,
+            Self::DeviceState(_) | Self::Parts(_) => Class::Integrity,
             Self::Channel(_) | Self::Requests(_) | Self::Silent | Self::Shut(_) | Self::Task | Self::NoMode => {
                 Class::Failure
             }

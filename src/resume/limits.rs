@@ -23,9 +23,6 @@ pub(super) const ABSENT_AFTER_MAX: Duration = Duration::from_secs(30);
 pub(super) const LACKING_PAUSE_MIN: Duration = Duration::from_secs(5);
 pub(super) const LACKING_PAUSE_MAX: Duration = Duration::from_secs(60);
 
-/// Bytes of a VM's RAM beside its main memory: video memory and ROMs.
-pub(super) const OTHER_RAM_BYTES_MAX: u64 = 1 << 30;
-
 /// Bytes of RAM that are read, or brought by the server, with one request.
 pub(super) const READ_BYTES: u64 = 1 << 20;
 

@@ -12,7 +12,7 @@ use vmnetx_format::{
     manifest_path, order_path, pack_path,
 };
 
-const MACHINE: &str = "machine = \"pc-i440fx-7.2\"\nmemory_mib = 64\n[cpu]\nmodel = \"qemu64\"\n";
+pub(crate) const MACHINE: &str = "machine = \"pc-i440fx-7.2\"\nmemory_mib = 64\n[cpu]\nmodel = \"qemu64\"\n";
 
 /// The size of the disk of every package here: one leaf, with data at its front.
 pub(crate) const DISK_BYTES: u64 = 1 << 20;
@@ -225,6 +225,11 @@ impl Evil {
         Self { dir }
     }
 
+    /// A repository that was made elsewhere.
+    pub(crate) const fn made_in(dir: TempDir) -> Self {
+        Self { dir }
+    }
+
     pub(crate) fn root(&self) -> &Path {
         self.dir.path()
     }
@@ -259,7 +264,7 @@ pub(crate) fn varint(mut value: u64) -> Vec<u8> {
 }
 
 /// A pack of these frames, each with its plain and its stored bytes; and offset and length of each.
-fn pack(frames: &[(Kind, &[u8], &[u8])]) -> (Vec<u8>, Vec<(u64, u32)>) {
+pub(crate) fn pack(frames: &[(Kind, &[u8], &[u8])]) -> (Vec<u8>, Vec<(u64, u32)>) {
     let mut builder = PackBuilder::new();
     let mut file = PackBuilder::HEADER.to_vec();
     let place = |&(kind, plain, stored): &(Kind, &[u8], &[u8])| {
@@ -271,7 +276,7 @@ fn pack(frames: &[(Kind, &[u8], &[u8])]) -> (Vec<u8>, Vec<(u64, u32)>) {
     (file, places)
 }
 
-fn link(version: Version) -> Link {
+pub(crate) fn link(version: Version) -> Link {
     let title = Some("a title".parse().unwrap());
     Link {
         name: "vm".parse().unwrap(),
@@ -283,7 +288,7 @@ fn link(version: Version) -> Link {
     }
 }
 
-fn put_version(root: &Path, manifest: &[u8], layout: &[u8]) -> Version {
+pub(crate) fn put_version(root: &Path, manifest: &[u8], layout: &[u8]) -> Version {
     let version = Version {
         manifest: Digest::of(manifest),
         manifest_bytes: manifest.len().min(1 << 20) as u64,
@@ -298,7 +303,7 @@ fn put_version(root: &Path, manifest: &[u8], layout: &[u8]) -> Version {
     version
 }
 
-fn put(root: &Path, path: &str, bytes: &[u8]) {
+pub(crate) fn put(root: &Path, path: &str, bytes: &[u8]) {
     let path = root.join(path);
     fs::create_dir_all(path.parent().unwrap()).unwrap();
     fs::write(path, bytes).unwrap();

@@ -9,6 +9,7 @@ mod manifest;
 mod orders;
 mod packs;
 mod readers;
+mod saved;
 mod server;
 mod tree;
 

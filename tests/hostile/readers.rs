@@ -3,7 +3,8 @@
 use std::ffi::OsString;
 use std::fs;
 use std::io::Read;
-use std::path::Path;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
@@ -27,6 +28,8 @@ pub(crate) enum Reader {
     Export,
     Serve,
     Run,
+    /// A run in this mode of `--resume`.
+    Resume(&'static str),
 }
 
 impl Reader {
@@ -39,12 +42,13 @@ impl Reader {
             Self::Verify => &["pack", "verify", link],
             Self::Export => &["pack", "export", "--quiet", link, "disk0"],
             Self::Serve => &["nbd", "serve", link, "--retry-for", "1", "--socket"],
-            Self::Run => &["run", link, "--accel", "tcg", "--display", "none", "--disk-cache", "0"],
+            Self::Run | Self::Resume(_) => &["run", link, "--accel", "tcg", "--display", "none", "--disk-cache", "0"],
         };
         let mut arguments: Vec<OsString> = line.iter().map(Into::into).collect();
         match self {
             Self::Export => arguments.push(file("out")),
             Self::Serve => arguments.push(file("socket")),
+            Self::Resume(mode) => arguments.extend(["--resume", mode].map(Into::into)),
             _ => {}
         }
         arguments
@@ -77,13 +81,25 @@ impl Scratch {
 
     fn command(&self, reader: Reader, link: &str) -> Command {
         let mut command = Command::new("prlimit");
-        command.arg(format!("--data={DATA_BYTES_MAX}")).arg(assert_cmd::cargo::cargo_bin!("vmnetx"));
-        command.args(reader.arguments(link, self.path())).current_dir(self.path());
+        command.arg(format!("--data={DATA_BYTES_MAX}:unlimited")).arg(assert_cmd::cargo::cargo_bin!("vmnetx"));
+        command.args(reader.arguments(link, self.path()));
+        if let Reader::Resume(_) = reader {
+            command.arg("--qemu").arg(self.unlimited_qemu());
+        }
+        command.current_dir(self.path());
         command.env("HOME", self.path()).env("TMPDIR", self.path()).env_remove("XDG_CACHE_HOME");
         command.env("XDG_STATE_HOME", self.state.path());
         command.env("VMNETX_LOG", "debug").env("RUST_BACKTRACE", "0");
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         command
+    }
+
+    /// QEMU, which is no reader of ours and may have more memory.
+    fn unlimited_qemu(&self) -> PathBuf {
+        let program = self.state.path().join("qemu");
+        fs::write(&program, "#!/bin/sh\nulimit -S -d unlimited\nexec qemu-system-x86_64 \"$@\"\n").unwrap();
+        fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+        program
     }
 
     /// Starts a reader that goes on.

@@ -2,6 +2,7 @@
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -9,16 +10,20 @@ use super::evil::{Evil, Stage};
 use super::readers::{Reader, Scratch, says};
 
 /// A server for the files below a folder; `answer` may answer in its place, with a head and a body that may never end.
-struct Server {
+pub(crate) struct Server {
     address: std::net::SocketAddr,
 }
 
-type Answer = (String, Box<dyn Iterator<Item = Vec<u8>> + Send>);
-type Behave = dyn Fn(&str) -> Option<Answer> + Send + Sync;
+pub(crate) type Answer = (String, Box<dyn Iterator<Item = Vec<u8>> + Send>);
+/// Of a path, and the range in bytes that is asked for.
+type Behave = dyn Fn(&str, Option<Range<usize>>) -> Option<Answer> + Send + Sync;
 
 impl Server {
     /// The listening thread ends with the test's process.
-    fn start(root: &Path, answer: impl Fn(&str) -> Option<Answer> + Send + Sync + 'static) -> Self {
+    pub(crate) fn start(
+        root: &Path,
+        answer: impl Fn(&str, Option<Range<usize>>) -> Option<Answer> + Send + Sync + 'static,
+    ) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         let (root, answer): (PathBuf, Arc<Behave>) = (root.to_owned(), Arc::new(answer));
@@ -31,7 +36,7 @@ impl Server {
         Self { address }
     }
 
-    fn url(&self) -> String {
+    pub(crate) fn url(&self) -> String {
         format!("http://{}/", self.address)
     }
 }
@@ -48,13 +53,21 @@ fn converse(mut stream: TcpStream, root: &Path, answer: &Behave) {
     }
     let head = String::from_utf8_lossy(&head).into_owned();
     let path = head.split(' ').nth(1).unwrap_or_default().trim_start_matches('/').to_owned();
-    let (fields, body) = answer(&path).unwrap_or_else(|| match std::fs::read(root.join(&path)) {
+    let (fields, body) = answer(&path, range(&head)).unwrap_or_else(|| match std::fs::read(root.join(&path)) {
         Ok(bytes) => (format!("200 OK\r\nContent-Length: {}", bytes.len()), Box::new(std::iter::once(bytes))),
         Err(_) => ("404 Not Found\r\nContent-Length: 0".to_owned(), Box::new(std::iter::empty())),
     });
     if write!(stream, "HTTP/1.1 {fields}\r\nConnection: close\r\n\r\n").is_ok() {
         let _ = body.map(|bytes| stream.write_all(&bytes)).take_while(Result::is_ok).count();
     }
+}
+
+/// The range that a request asks for.
+fn range(head: &str) -> Option<Range<usize>> {
+    let field =
+        head.lines().find_map(|line| line.to_ascii_lowercase().strip_prefix("range: bytes=").map(str::to_owned))?;
+    let (first, last) = field.split_once('-')?;
+    Some(first.parse().ok()?..last.trim().parse::<usize>().ok()? + 1)
 }
 
 fn nothing(fields: impl Into<String>) -> Option<Answer> {
@@ -79,7 +92,7 @@ fn redirections_end_and_stay_on_the_web() {
         ("another protocol", "ftp://example.org/vm.vmnetx", "not followed"),
         ("nowhere", "http://", "redirection to nowhere"),
     ] {
-        let server = Server::start(evil.root(), move |_| {
+        let server = Server::start(evil.root(), move |_, _| {
             nothing(format!("302 Found\r\nLocation: {target}\r\nContent-Length: 0"))
         });
         all_end(case, &format!("{}vm.vmnetx", server.url()), 5, &[words]);
@@ -90,7 +103,7 @@ fn redirections_end_and_stay_on_the_web() {
 fn encoded_bodies_are_refused_by_name() {
     let evil = Evil::good();
     for encoding in ["gzip", "br", "x\t\u{80}"] {
-        let server = Server::start(evil.root(), move |_| {
+        let server = Server::start(evil.root(), move |_, _| {
             nothing(format!("200 OK\r\nContent-Encoding: {encoding}\r\nContent-Length: 0"))
         });
         all_end(encoding, &format!("{}vm.vmnetx", server.url()), 5, &["content encoding"]);
@@ -101,7 +114,7 @@ fn encoded_bodies_are_refused_by_name() {
 fn objects_without_end_are_cut_off_at_their_limit() {
     let evil = Evil::good();
     let endless = |of: &'static str| {
-        move |path: &str| {
+        move |path: &str, _| {
             let body = std::iter::repeat(vec![b' '; 64 << 10]);
             path.contains(of).then(|| ("200 OK".to_owned(), Box::new(body) as _))
         }
@@ -119,7 +132,7 @@ fn objects_without_end_are_cut_off_at_their_limit() {
 #[test]
 fn what_a_server_says_of_itself_steers_no_terminal() {
     let evil = Evil::good();
-    let server = Server::start(evil.root(), |_| nothing("403 \u{202e}owned\r\nContent-Length: 0"));
+    let server = Server::start(evil.root(), |_, _| nothing("403 \u{202e}owned\r\nContent-Length: 0"));
     all_end("a status", &format!("{}vm.vmnetx", server.url()), 5, &["403 Forbidden"]);
 }
 
@@ -127,7 +140,7 @@ fn what_a_server_says_of_itself_steers_no_terminal() {
 fn a_link_that_was_handed_on_leads_to_the_package_that_it_names() {
     // What the pointer's server calls `vm` says itself that it is another package.
     let other = Evil::replaced(Stage::Link, "\"name\":\"vm\"", "\"name\":\"other\"");
-    let server = Server::start(other.root(), |_| None);
+    let server = Server::start(other.root(), |_, _| None);
     let at = format!("\"serial\":1,\"repositories\":[\"{}\"],", server.url());
     let pointer = Evil::replaced(Stage::Link, "\"serial\":1,", &at);
     // Outside of a repository it is a link that was handed on.

@@ -87,6 +87,9 @@ pub const DISKS_MAX: usize = 16;
 /// RAM blocks of a package's memory.
 pub const RAM_BLOCKS_MAX: usize = 256;
 
+/// Bytes of a package's RAM blocks beside its main memory: video memory and ROMs.
+pub const OTHER_RAM_BYTES_MAX: u64 = 1 << 30;
+
 /// Images of a package: its disks, its RAM blocks and its device state.
 pub const IMAGES_MAX: u32 = (DISKS_MAX + RAM_BLOCKS_MAX + 1) as u32;
 

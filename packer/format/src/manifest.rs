@@ -5,8 +5,8 @@ use std::borrow::Cow;
 use serde::{Deserialize, Serialize};
 
 use crate::limits::{
-    DEVICE_STATE_BYTES_MAX, DISKS_MAX, LIBVIRT_XML_BYTES_MAX, MANIFEST_BYTES_MAX, QEMU_VERSION_BYTES_MAX,
-    RAM_BLOCK_NAME_BYTES_MAX, RAM_BLOCKS_MAX,
+    DEVICE_STATE_BYTES_MAX, DISKS_MAX, LIBVIRT_XML_BYTES_MAX, MANIFEST_BYTES_MAX, OTHER_RAM_BYTES_MAX,
+    QEMU_VERSION_BYTES_MAX, RAM_BLOCK_NAME_BYTES_MAX, RAM_BLOCKS_MAX,
 };
 use crate::machine::{Machine, MachineError};
 use crate::name::printable;
@@ -153,6 +153,19 @@ pub enum ManifestError {
         "the manifest's RAM block {0:?} must have a name of its own, 1 to {RAM_BLOCK_NAME_BYTES_MAX} bytes of printable ASCII"
     )]
     RamBlock(String),
+    /// Main memory that is not the machine's.
+    #[error(
+        "the manifest's RAM block {MAIN_RAM_BLOCK} has {saved_bytes} bytes, and its machine has {machine_bytes} of memory"
+    )]
+    MainRam {
+        /// What the block has; 0 if there is none.
+        saved_bytes: u64,
+        /// What the machine has.
+        machine_bytes: u64,
+    },
+    /// More RAM beside it than any machine has.
+    #[error("the manifest's RAM blocks beside {MAIN_RAM_BLOCK} have {0} bytes, more than {OTHER_RAM_BYTES_MAX}")]
+    OtherRam(u64),
     /// A device state too large.
     #[error("the manifest's device state has {0} bytes, more than {DEVICE_STATE_BYTES_MAX}")]
     DeviceState(u64),
@@ -247,6 +260,9 @@ impl Manifest {
             }
         }
         self.shapes()?;
+        if let Some(memory) = &self.memory {
+            memory.check_ram(self.machine.memory_mib.bytes())?;
+        }
         let names: Vec<Name> = self.disks.iter().map(|disk| disk.name.clone()).collect();
         Ok(self.machine.validate(&names)?)
     }
@@ -292,6 +308,22 @@ impl Memory {
         match &self.libvirt {
             Some(xml) if xml.len() > LIBVIRT_XML_BYTES_MAX || !is_xml(xml) => Err(ManifestError::Libvirt),
             _ => Ok(()),
+        }
+    }
+}
+
+impl Memory {
+    /// Whether the RAM blocks can be those of a machine with so much main memory.
+    fn check_ram(&self, machine_bytes: u64) -> Result<(), ManifestError> {
+        let is_main = |block: &&RamBlock| block.name == MAIN_RAM_BLOCK;
+        let saved_bytes = self.blocks.iter().find(is_main).map_or(0, |block| block.size_bytes);
+        if saved_bytes != machine_bytes {
+            return Err(ManifestError::MainRam { saved_bytes, machine_bytes });
+        }
+        let others = self.blocks.iter().filter(|block| !is_main(block)).map(|block| block.size_bytes);
+        match others.fold(0, u64::saturating_add) {
+            0..=OTHER_RAM_BYTES_MAX => Ok(()),
+            others_bytes => Err(ManifestError::OtherRam(others_bytes)),
         }
     }
 }

@@ -146,7 +146,11 @@ pub(crate) struct Leaf {
 
 /// Writes manifest, layout object and link of a package whose packs hold these trees.
 pub(crate) fn publish(root: &Path, disks: Vec<Disk>, memory: Option<Memory>, images: Vec<Roots>) -> Version {
-    let manifest = Manifest::new(Machine::from_toml(MACHINE).unwrap(), disks, memory).unwrap().encode();
+    let mut machine = Machine::from_toml(MACHINE).unwrap();
+    for block in memory.iter().flat_map(|memory| &memory.blocks) {
+        machine.memory_mib = (block.size_bytes >> 20).try_into().unwrap();
+    }
+    let manifest = Manifest::new(machine, disks, memory).unwrap().encode();
     let layout = LayoutObject { images }.encode();
     let version = Version {
         manifest: Digest::of(&manifest),

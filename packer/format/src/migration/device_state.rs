@@ -13,7 +13,7 @@ use serde::Deserialize;
 
 use super::PAGE_BYTES;
 use super::error::{StreamError, Unsupported, device_state_too_large};
-use super::wire::{is_graphic, part};
+use super::wire::{RAM_SECTION, is_graphic, part};
 use crate::json;
 use crate::limits::{DEVICE_STATE_BYTES_MAX, DEVICES_MAX, VM_DESCRIPTION_BYTES_MAX};
 use crate::name::printable;
@@ -143,6 +143,9 @@ fn check_sections(sections: &[u8], described: &[Described]) -> Result<Vec<Device
     let mut devices = Vec::with_capacity(described.len());
     let mut number: Option<[u8; 4]> = None;
     for device in described {
+        if device.name == RAM_SECTION {
+            return Err(StreamError::DeviceState("it has a section of RAM, which is stored apart from it".to_owned()));
+        }
         let (found, version, behind) = match number {
             None => head(left, device),
             Some(number) => ends(left, number).find_map(|behind| head(behind, device)),

@@ -46,6 +46,14 @@ fn a_description_of_other_sections_is_refused() {
 }
 
 #[test]
+fn a_section_of_ram_is_refused() {
+    let ram: Section<'_> = ("ram", 0, 4, b"\0\0\0\0\0\0\0\x10");
+    for devices in [vec![ram], [&DEVICES[..], &[ram]].concat()] {
+        assert!(refused(tail(&devices)).contains("a section of RAM"));
+    }
+}
+
+#[test]
 fn what_ends_otherwise_is_refused() {
     let whole = tail(&DEVICES);
     for length in 0..whole.len() {
