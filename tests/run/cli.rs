@@ -2,11 +2,13 @@
 
 mod capture;
 mod damage;
+mod machines;
 mod monitor;
 mod resume;
 mod server;
 mod twins;
 
+use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::Write;
 use std::os::unix::process::ExitStatusExt;
@@ -16,7 +18,9 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::support::{BOOT_DEADLINE, DEADLINE, Ended, assert_disk_sum, guest_image, wait_until};
+use crate::support::{
+    BOOT_DEADLINE, DEADLINE, Ended, assert_disk_sum, bios_image, guest_image, kernel_image, wait_until,
+};
 
 const USAGE: i32 = 2;
 const NETWORK: i32 = 5;
@@ -55,10 +59,11 @@ impl Bench {
         self.publish_with(&[]);
     }
 
-    fn publish_with(&self, arguments: &[&str]) {
+    /// Publishes the guest's disk, with more options.
+    fn publish_with(&self, options: &[&OsStr]) {
         let repository = self.path("repository");
         let mut command = self.vmnetx(&["pack", "build"]);
-        command.arg(&repository).args(["guest", "--quiet", "--disk"]).arg(&self.image).args(arguments);
+        command.arg(&repository).args(["guest", "--quiet", "--disk"]).arg(&self.image).args(options);
         let output = command.output().unwrap();
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     }

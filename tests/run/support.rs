@@ -21,11 +21,30 @@ pub(crate) const DEADLINE: Duration = Duration::from_secs(30);
 
 /// Makes a guest's disk (see `tests/guests/minimal`).
 pub(crate) fn guest_image(folder: &Path, marker: &str, kernel_options: &[&str]) -> PathBuf {
+    kernel_image(folder, "cloud-amd64", marker, kernel_options)
+}
+
+/// The same with a kernel of this flavour (see `tests/guests/kernel`).
+pub(crate) fn kernel_image(folder: &Path, flavour: &str, marker: &str, kernel_options: &[&str]) -> PathBuf {
     let image = folder.join("guest.img");
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/guests/minimal");
-    let output = Command::new(&script).arg(&image).arg(marker).args(kernel_options).output().unwrap();
-    assert!(output.status.success(), "{}: {}", script.display(), String::from_utf8_lossy(&output.stderr));
+    make(guest_script("minimal").args(["--kernel", flavour]).arg(&image).arg(marker).args(kernel_options));
     image
+}
+
+/// Makes the disk of a guest that needs no more than a BIOS (see `tests/guests/bios`).
+pub(crate) fn bios_image(folder: &Path) -> PathBuf {
+    let image = folder.join("guest.img");
+    make(guest_script("bios").arg(&image));
+    image
+}
+
+fn guest_script(name: &str) -> Command {
+    Command::new(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/guests").join(name))
+}
+
+fn make(script: &mut Command) {
+    let output = script.output().unwrap();
+    assert!(output.status.success(), "{script:?}: {}", String::from_utf8_lossy(&output.stderr));
 }
 
 /// A child that is killed and waited for on drop.

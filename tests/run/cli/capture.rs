@@ -104,7 +104,7 @@ impl Running {
         }
     }
 
-    fn end(&mut self) {
+    pub(super) fn end(&mut self) {
         self.signal(Signal::TERM);
         assert_eq!(self.ended(DEADLINE).code(), Some(0), "{}", self.said());
     }

@@ -77,7 +77,7 @@ impl SavedGuest {
 
 impl Running {
     /// Waits for the word that follows this one.
-    fn word_after(&mut self, before: &str) -> String {
+    pub(super) fn word_after(&mut self, before: &str) -> String {
         let started = Instant::now();
         loop {
             let said = self.said();

@@ -65,7 +65,7 @@ fn copies_of_a_guest_know_that_they_are_and_what_time_it_is() {
     let bench = Bench::new("twins", &["vmnetx.tick=0.05", "vmnetx.agent"]);
     let machine = bench.path("machine.toml");
     fs::write(&machine, MACHINE).unwrap();
-    bench.publish_with(&["--machine", machine.to_str().unwrap()]);
+    bench.publish_with(&["--machine".as_ref(), machine.as_ref()]);
     let mut running = bench.start_ticking();
     running.number(&format!(r#"date -s @{LONG_AGO_S} >/dev/null; echo "SET""-1..""#), "SET");
     assert!(running.clock_s() - LONG_AGO_S < SAME_TIME.as_secs());
