@@ -1,10 +1,10 @@
 //! What can go wrong with a launch.
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
 
-use vmnetx_format::machine::MachineError;
+use vmnetx_format::machine::{Machine, MachineError};
 use vmnetx_format::{Digest, Name};
 use vmnetx_store::failure::{Class, Told};
 
@@ -110,6 +110,14 @@ pub enum Error {
         /// The last that it said.
         words: String,
     },
+    /// QEMU does not have a part of the machine: it is older than that, or has dropped it.
+    #[error("{} has no {what}", qemu.display())]
+    NotInQemu {
+        /// The QEMU.
+        qemu: PathBuf,
+        /// What it lacks, by its kind and name.
+        what: String,
+    },
     /// QEMU did not come up.
     #[error("QEMU did not answer within {} s of its start: {words}", START_DEADLINE.as_secs())]
     StartTimeout {
@@ -143,13 +151,26 @@ impl Error {
     pub(super) fn io(doing: impl Into<String>, source: io::Error) -> Self {
         Self::Io { doing: doing.into(), source }
     }
+
+    /// The same, or what QEMU lacks if that is why it ended instead of starting this machine.
+    pub(super) fn of_start(self, machine: &Machine, qemu: &Path) -> Self {
+        let Self::QemuDied { words, .. } = &self else { return self };
+        let what = if words.contains("unsupported machine type") {
+            format!("machine type {}", machine.machine)
+        } else if words.contains("unable to find CPU model") {
+            format!("CPU model {}", machine.cpu.model.as_str())
+        } else {
+            return self;
+        };
+        Self::NotInQemu { qemu: qemu.to_owned(), what }
+    }
 }
 
 impl Told for Error {
     fn class(&self) -> Class {
         match self {
             Self::NoProgram { .. } | Self::NoKvm(_) | Self::RunDir { .. } | Self::SocketPath(_) => Class::Host,
-            Self::Memory { .. } => Class::Host,
+            Self::Memory { .. } | Self::NotInQemu { .. } => Class::Host,
             Self::Registry(error) => error.class(),
             Self::NoSerial | Self::PathNotText(_) => Class::Usage,
             Self::OtherVersion { .. } | Self::OtherDisk { .. } | Self::NotOurs { .. } => Class::Usage,
@@ -163,6 +184,11 @@ impl Told for Error {
                 format!("install it (Debian: apt install {package}), or say where it is")
             }
             Self::Memory { .. } => "run it on a host with more memory".to_owned(),
+            Self::NotInQemu { .. } => {
+                "use another QEMU (--qemu PATH): the number of a machine type is the version that had it first, and \
+                QEMU drops old ones in the end"
+                    .to_owned()
+            }
             Self::NoKvm(_) => "use --accel tcg, which needs no KVM and is slower".to_owned(),
             Self::SocketPath(_) => "set TMPDIR to a directory with a shorter path".to_owned(),
             Self::OtherVersion { bound, .. } => {

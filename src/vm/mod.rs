@@ -158,7 +158,10 @@ pub async fn start(mut spec: Spec, shutdown: &CancellationToken) -> Result<Optio
     let (qmp, serial) = match shutdown.run_until_cancelled(connecting).await {
         Some(Ok(connected)) => connected,
         // Nothing may go on when this returns, so the end is waited for.
-        Some(Err(error)) => return process.kill().await.and(Err(error)),
+        Some(Err(error)) => {
+            let error = error.of_start(&spec.machine, &spec.programs.qemu);
+            return process.kill().await.and(Err(error));
+        }
         None => return process.kill().await.map(|_| None),
     };
     tracing::info!(pid = process.pid(), "{} runs", spec.name);

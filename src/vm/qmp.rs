@@ -44,6 +44,16 @@ pub enum QmpError {
     },
 }
 
+impl QmpError {
+    /// QEMU may have ended while it was written to.
+    fn of_socket(error: io::Error) -> Self {
+        match error.kind() {
+            io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe => Self::Closed,
+            _ => Self::Socket(error),
+        }
+    }
+}
+
 /// What a VM reports by itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Event {
@@ -216,7 +226,7 @@ impl Qmp {
         self.last_id += 1;
         let request = json!({ "execute": command, "arguments": arguments, "id": self.last_id });
         let request = request.to_string() + "\n";
-        self.stream.write_all(request.as_bytes()).await.map_err(QmpError::Socket)?;
+        self.stream.write_all(request.as_bytes()).await.map_err(QmpError::of_socket)?;
         loop {
             let message = self.message().await?;
             if message.id == Some(self.last_id) {
@@ -255,8 +265,7 @@ impl Qmp {
             match self.stream.read_buf(&mut self.buffer).await {
                 Ok(0) => return Err(QmpError::Closed),
                 Ok(_) => {}
-                Err(error) if error.kind() == io::ErrorKind::ConnectionReset => return Err(QmpError::Closed),
-                Err(error) => return Err(QmpError::Socket(error)),
+                Err(error) => return Err(QmpError::of_socket(error)),
             }
         }
     }

@@ -429,6 +429,16 @@ fn what_the_host_or_the_command_line_lacks_is_said_before_anything_starts() {
     fails(&["--persist", bench.image.to_str().unwrap()], USAGE, "not an overlay made by vmnetx");
     fails(&["--serial", "/nonexistent/serial"], USAGE, "/nonexistent/serial");
     fails(&["--memory-cache", "lots"], USAGE, "lots");
+    let machine = bench.path("machine.toml");
+    for (board, cpu, words) in [
+        ("pc-i440fx-99.0", "Nehalem", "has no machine type pc-i440fx-99.0"),
+        ("pc-i440fx-7.2", "Nobody", "has no CPU model Nobody"),
+    ] {
+        let text = format!("machine = '{board}'\nmemory_mib = 64\ncpu.model = '{cpu}'\n");
+        fs::write(&machine, text).unwrap();
+        bench.publish_with(&[OsStr::new("--machine"), machine.as_os_str()]);
+        fails(&[], HOST, words);
+    }
     // Empty PATH: QEMU is given, what else is needed is not there.
     let mut command = bench.vmnetx(&["run", &bench.link(), "--qemu", "/usr/bin/qemu-system-x86_64"]);
     command.env("PATH", "");
