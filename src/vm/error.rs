@@ -1,5 +1,6 @@
 //! What can go wrong with a launch.
 
+use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
@@ -115,8 +116,8 @@ pub enum Error {
     NotInQemu {
         /// The QEMU.
         qemu: PathBuf,
-        /// What it lacks, by its kind and name.
-        what: String,
+        /// What it lacks.
+        what: Part,
     },
     /// QEMU did not come up.
     #[error("QEMU did not answer within {} s of its start: {words}", START_DEADLINE.as_secs())]
@@ -147,6 +148,41 @@ pub enum Error {
     Registry(#[from] crate::registry::RegistryError),
 }
 
+/// A part of a machine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Part {
+    /// A board, by its name.
+    MachineType(String),
+    /// A processor, by its name.
+    CpuModel(String),
+    /// A device, by QEMU's name of its driver.
+    Device(String),
+}
+
+impl fmt::Display for Part {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::MachineType(name) => write!(f, "machine type {name}"),
+            Self::CpuModel(name) => write!(f, "CPU model {name}"),
+            Self::Device(name) => write!(f, "device {name}"),
+        }
+    }
+}
+
+impl Part {
+    /// What QEMU has said of this machine that it lacks.
+    fn lacking(words: &str, machine: &Machine) -> Option<Self> {
+        if words.contains("unsupported machine type") {
+            return Some(Self::MachineType(machine.machine.to_string()));
+        }
+        if words.contains("unable to find CPU model") {
+            return Some(Self::CpuModel(machine.cpu.model.as_str().to_owned()));
+        }
+        let (before, _) = words.split_once("' is not a valid device model name")?;
+        before.rsplit_once('\'').map(|(_, name)| Self::Device(name.to_owned()))
+    }
+}
+
 impl Error {
     pub(super) fn io(doing: impl Into<String>, source: io::Error) -> Self {
         Self::Io { doing: doing.into(), source }
@@ -155,13 +191,7 @@ impl Error {
     /// The same, or what QEMU lacks if that is why it ended instead of starting this machine.
     pub(super) fn of_start(self, machine: &Machine, qemu: &Path) -> Self {
         let Self::QemuDied { words, .. } = &self else { return self };
-        let what = if words.contains("unsupported machine type") {
-            format!("machine type {}", machine.machine)
-        } else if words.contains("unable to find CPU model") {
-            format!("CPU model {}", machine.cpu.model.as_str())
-        } else {
-            return self;
-        };
+        let Some(what) = Part::lacking(words, machine) else { return self };
         Self::NotInQemu { qemu: qemu.to_owned(), what }
     }
 }
@@ -201,5 +231,28 @@ impl Told for Error {
             Self::NoSerial => "leave out --serial, or publish the machine with `serial = true`".to_owned(),
             _ => return None,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_qemu_lacks_is_told_from_its_words() {
+        let text = "machine = 'pc-q35-99.0'\nmemory_mib = 64\ncpu.model = 'Nobody'\n";
+        let machine = Machine::from_toml(text).unwrap();
+        // As 7.2 and 10.0 say it.
+        for (words, part) in [
+            ("qemu: unsupported machine type\nUse -machine help to list", Some("machine type pc-q35-99.0")),
+            ("qemu: unsupported machine type: \"pc-q35-99.0\"", Some("machine type pc-q35-99.0")),
+            ("qemu: unable to find CPU model 'Nobody'", Some("CPU model Nobody")),
+            ("qemu: -device {\"id\":\"vga\"}: 'qxl-vga' is not a valid device model name", Some("device qxl-vga")),
+            ("' is not a valid device model name", None),
+            ("qemu: cannot set up guest memory 'pc.ram': Cannot allocate memory", None),
+        ] {
+            let found = Part::lacking(words, &machine).map(|part| part.to_string());
+            assert_eq!(found.as_deref(), part, "{words}");
+        }
     }
 }

@@ -52,7 +52,7 @@ pub use accel::Accel;
 pub use agent::{Agent, AgentError};
 pub use command::Network;
 pub use display::{Display, DisplayChoice};
-pub use error::Error;
+pub use error::{Error, Part};
 pub use incoming::{Incoming, Way};
 pub use process::Programs;
 pub use qmp::QmpError;
