@@ -6,6 +6,7 @@ mod rehearse;
 mod resume;
 mod run;
 mod stdio;
+mod through;
 
 use std::io::{IsTerminal, Write};
 use std::process::ExitCode;

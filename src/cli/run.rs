@@ -10,31 +10,25 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use clap::ValueEnum;
-use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
-use vmnetx_format::{Disk, MAIN_RAM_BLOCK, Manifest, Name};
-use vmnetx_nbd::control::api::{
-    AttachRequest, Attached, AttachmentStats, MapProgress, MapRequest, NoticeText, OrderUse,
-};
+use vmnetx_format::{Disk, Manifest, Name};
+use vmnetx_nbd::control::api::{AttachRequest, Attached, AttachmentStats, NoticeText, OrderUse};
 use vmnetx_store::failure::describe;
-use vmnetx_store::size::parse_size_bytes;
-use vmnetx_store::{LinkArgs, default_cache_dir, interrupt};
+use vmnetx_store::{LinkArgs, interrupt};
 
 use super::resume::{ResumeArg, Show, Shown};
+use super::through::ThroughArgs;
 use super::{Error, stdio};
 #[cfg(feature = "libvirt")]
 use crate::libvirt::Uri;
 use crate::registry::{Claim, Registry, RegistryError};
 use crate::resume::{self, Failed, Fill, Mode, Plan, Progress, Saved};
-use crate::server::{Lease, Sizes, Wanted};
+use crate::server::Lease;
 use crate::vm::{self, Accel, DiskSpec, Display, DisplayChoice, Network, Outcome, Programs, RunDir, SerialPort, Spec};
 
 /// How long a guest's read is tried again when the origin fails. Then the guest stands still and is continued every few
 /// seconds, which tries again.
 const RETRY_FOR: Duration = Duration::from_secs(15);
-
-/// How long it may take to have memory to map where nobody demands that: lazily, the guest runs about as soon.
-const MAP_DEADLINE: Duration = Duration::from_millis(500);
 
 /// Launch the VM that LINK names, until it powers off or is interrupted.
 ///
@@ -64,19 +58,8 @@ pub(super) struct Args {
     /// belongs to this version of the package.
     #[arg(long, value_name = "[DISK=]FILE.qcow2")]
     persist: Vec<PersistArg>,
-    /// Keep fetched chunks in this directory, for the next time [default: vmnetx in the user's cache directory]. All runs with
-    /// the same directory share one server, which the first of them starts and which ends when it is idle.
-    #[arg(long, value_name = "DIR")]
-    cache_dir: Option<PathBuf>,
-    /// Use the server that listens on this control socket, such as a service of this host.
-    #[arg(long, value_name = "PATH", conflicts_with_all = ["cache_dir", "disk_cache", "memory_cache"])]
-    server: Option<PathBuf>,
-    /// Bytes of chunks to keep in the cache directory, if its server is started now; 0 for none, and no shared server.
-    #[arg(long, value_name = "SIZE", default_value = "10G", value_parser = parse_size_bytes)]
-    disk_cache: u64,
-    /// Bytes of chunks to keep in memory, if the server is started now.
-    #[arg(long, value_name = "SIZE", default_value = "512M", value_parser = parse_size_bytes)]
-    memory_cache: u64,
+    #[command(flatten)]
+    through: ThroughArgs,
     /// Send no request to any host: what `vmnetx-nbd pull` has made complete in the server's cache directory must do.
     #[arg(long)]
     offline: bool,
@@ -243,10 +226,9 @@ impl Run<'_> {
 
     /// Attaches the package; nothing when cancelled before.
     async fn attach(&self, memory: bool) -> Result<Option<Lease>, Error> {
-        let Args { memory_cache: memory_bytes, disk_cache: disk_bytes, .. } = *self.args;
         let request = AttachRequest { memory, ..self.request.clone() };
-        let (wanted, sizes) = (wanted(self.args), Sizes { memory_bytes, disk_bytes });
-        let attaching = Lease::take(&wanted, sizes, request);
+        let wanted = self.args.through.wanted();
+        let attaching = Lease::take(&wanted, self.args.through.sizes(), request);
         Ok(self.shutdown.run_until_cancelled(attaching).await.transpose()?)
     }
 
@@ -295,25 +277,11 @@ impl Run<'_> {
 
     /// All of the main memory as the server holds it for VMs to share. Where nobody demands that, only if it takes no time.
     async fn mapped(&self, lease: &Lease, manifest: &Manifest, progress: &Progress) -> Result<Option<OwnedFd>, Error> {
-        let bring = match self.args.resume {
-            ResumeArg::Mapped => true,
-            ResumeArg::Auto => false,
-            ResumeArg::Lazy | ResumeArg::Stream | ResumeArg::Off => return Ok(None),
-        };
-        let blocks = manifest.memory.iter().flat_map(|memory| &memory.blocks);
-        let size_bytes = blocks.filter(|block| block.name == MAIN_RAM_BLOCK).map(|block| block.size_bytes).sum();
-        let tell = |told: &MapProgress| progress.tell(told.done_bytes, told.size_bytes);
-        let mapping = lease.control().map(&lease.attached().id, MapRequest { bring }, size_bytes, tell);
-        if bring {
-            return Ok(Some(mapping.await?));
-        }
-        match timeout(MAP_DEADLINE, mapping).await {
-            Ok(Ok(ram)) => Ok(Some(ram)),
-            Ok(Err(error)) => {
-                tracing::debug!("its memory is not mapped: {}", describe(&error));
-                Ok(None)
-            }
-            Err(_) => Ok(None),
+        let (control, attached) = (lease.control(), lease.attached());
+        match self.args.resume {
+            ResumeArg::Mapped => Ok(Some(resume::map(control, attached, manifest, progress).await?)),
+            ResumeArg::Auto => Ok(resume::map_soon(control, attached, manifest, progress).await),
+            ResumeArg::Lazy | ResumeArg::Stream | ResumeArg::Off => Ok(None),
         }
     }
 
@@ -418,18 +386,6 @@ fn log_fetched(stats: &AttachmentStats) {
             megabytes(order.prefetched_bytes),
             megabytes(order.used_bytes),
         );
-    }
-}
-
-/// The server that the options speak of.
-fn wanted(args: &Args) -> Wanted {
-    if let Some(socket) = &args.server {
-        return Wanted::Given(socket.clone());
-    }
-    let named = args.cache_dir.clone().map(|dir| (dir, true));
-    match named.or_else(|| default_cache_dir().map(|dir| (dir, false))) {
-        Some((dir, is_named)) if args.disk_cache > 0 => Wanted::Shared { dir, is_named },
-        _ => Wanted::Private,
     }
 }
 

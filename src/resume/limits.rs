@@ -92,3 +92,6 @@ pub(super) const END_DEADLINE: Duration = Duration::from_secs(5);
 
 /// How long the server may take to tell what is recorded of a resume; without it, the guest's requests tell.
 pub(super) const ORDER_DEADLINE: Duration = Duration::from_secs(2);
+
+/// How long it may take to have memory to map where nobody demands that: lazily, the guest runs about as soon.
+pub(super) const MAP_DEADLINE: Duration = Duration::from_millis(500);

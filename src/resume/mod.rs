@@ -17,6 +17,7 @@ mod error;
 mod export;
 mod lazy;
 mod limits;
+mod mapped;
 mod progress;
 mod saved;
 mod stream;
@@ -39,6 +40,7 @@ use crate::vm::{self, Agent, Incoming, Outcome, QmpError, Spec, Started, Way};
 use limits::END_DEADLINE;
 
 pub use error::Error;
+pub use mapped::{map, map_soon};
 pub use progress::Progress;
 pub use saved::Saved;
 pub use stream::{MainRam, send};
