@@ -2,6 +2,7 @@
 
 pub mod capture;
 pub mod cli;
+pub mod doctor;
 #[cfg(feature = "libvirt")]
 pub mod libvirt;
 pub mod registry;

@@ -21,7 +21,7 @@ pub use cause::Cause;
 pub use control::api::ExportStats;
 pub use error::Error;
 pub use export::{Export, Exports};
-pub use host::{Host, HostOptions};
+pub use host::{Host, HostOptions, mapped_bytes_default, sealed_zeros};
 pub use listener::Listener;
 pub use server::serve;
 pub use tls::{Tls, TlsError};

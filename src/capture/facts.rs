@@ -37,18 +37,6 @@ pub(super) struct Drive {
 }
 
 #[derive(Deserialize)]
-struct Version {
-    qemu: QemuVersion,
-}
-
-#[derive(Deserialize)]
-struct QemuVersion {
-    major: u32,
-    minor: u32,
-    micro: u32,
-}
-
-#[derive(Deserialize)]
 struct Kvm {
     enabled: bool,
 }
@@ -119,7 +107,7 @@ impl Facts {
         if !migration.blocked_reasons.is_empty() {
             return Err(Error::Blocked(shown(&migration.blocked_reasons.join("; "))));
         }
-        let QemuVersion { major, minor, micro } = monitor.ask::<Version>("query-version", &nothing).await?.qemu;
+        let qemu = monitor.version().await?;
         let kvm: Kvm = monitor.ask("query-kvm", &nothing).await?;
         let cpus: Vec<Cpu> = monitor.ask("query-cpus-fast", &nothing).await?;
         let first = cpus.first().map_or("", |cpu| cpu.qom_path.as_str());
@@ -127,7 +115,7 @@ impl Facts {
         let capabilities: Vec<Capability> = monitor.ask("query-migrate-capabilities", &nothing).await?;
         let parameters: Parameters = monitor.ask("query-migrate-parameters", &nothing).await?;
         Ok(Self {
-            qemu: format!("{major}.{minor}.{micro}"),
+            qemu: qemu.to_string(),
             accelerator: if kvm.enabled { Accelerator::Kvm } else { Accelerator::Tcg },
             is_running,
             drives: drives(monitor).await?,

@@ -12,7 +12,7 @@ use tokio::net::UnixStream;
 use super::Error;
 use super::limits::GREETING_DEADLINE;
 use crate::vm::QmpError;
-use crate::vm::qmp::{Qmp, shown};
+use crate::vm::qmp::{QemuVersion, Qmp, shown};
 
 /// A connection to a monitor. Events are of no interest: what a capture wants to know, it asks.
 #[derive(Debug)]
@@ -73,6 +73,11 @@ impl Monitor {
         let answer = self.qmp.execute_with(command, arguments).await?;
         let answer = serde_json::from_value(answer);
         answer.map_err(|_| QmpError::Protocol("an answer without what was asked for").into())
+    }
+
+    pub(super) async fn version(&mut self) -> Result<QemuVersion, Error> {
+        self.qmp.forget_events();
+        Ok(self.qmp.version().await?)
     }
 
     /// QEMU's word for what the VM is doing.

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use vmnetx_format::{ManifestError, Name};
 use vmnetx_store::failure::{Class, Told};
 
+use crate::doctor::Check;
 use crate::{capture, registry, resume, server, vm};
 
 /// A command that failed.
@@ -83,6 +84,17 @@ pub enum Error {
     /// A rehearsal has nothing to record.
     #[error("the guest has read nothing of its disks")]
     NothingRead,
+    /// No VM can be run on this host.
+    #[error("no VM can be run here, for want of: {}", .0.iter().map(|check| check.as_str()).collect::<Vec<_>>().join(", "))]
+    NoVmHere(Vec<Check>),
+    /// The package's VM cannot be run on this host.
+    #[error("the package {name} cannot be run here, for want of its {}", missing.iter().map(|check| check.as_str()).collect::<Vec<_>>().join(", "))]
+    NotHere {
+        /// The package.
+        name: Name,
+        /// What it needs.
+        missing: Vec<Check>,
+    },
     /// The runtime cannot start.
     #[error("start the runtime")]
     Runtime(#[source] io::Error),
@@ -107,7 +119,7 @@ impl Told for Error {
             Self::NotWithLibvirt(_) => Class::Usage,
             Self::NoDisk { .. } | Self::RepeatedDisk(_) | Self::SerialFile { .. } | Self::TwoOnStdout => Class::Usage,
             Self::NothingRead | Self::Declined => Class::Failure,
-            Self::Runtime(_) => Class::Host,
+            Self::Runtime(_) | Self::NoVmHere(_) | Self::NotHere { .. } => Class::Host,
         }
     }
 
@@ -134,6 +146,8 @@ impl Told for Error {
             },
             Self::NoDisk { .. } | Self::RepeatedDisk(_) | Self::SerialFile { .. } | Self::TwoOnStdout => None,
             Self::NothingRead | Self::Declined | Self::Manifest(_) | Self::Runtime(_) => None,
+            // What can be done was said with each.
+            Self::NoVmHere(_) | Self::NotHere { .. } => None,
         }
     }
 }

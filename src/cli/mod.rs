@@ -1,6 +1,7 @@
 //! The command line of `vmnetx`.
 
 mod capture;
+mod doctor;
 mod error;
 mod rehearse;
 mod resume;
@@ -33,6 +34,7 @@ enum Command {
     Run(Box<run::Args>),
     Capture(Box<capture::Args>),
     Rehearse(Box<rehearse::Args>),
+    Doctor(Box<doctor::Args>),
     /// Publish disks as packages (the program `vmnetx-pack`)
     Pack(Box<vmnetx_pack::cli::Args>),
     /// Serve packages to other NBD clients (the program `vmnetx-nbd`)
@@ -51,6 +53,7 @@ pub fn main(args: Args) -> ExitCode {
         Command::Capture(args) => block_on(capture::run(*args)),
         Command::CaptureGuard => block_on(async { Ok(crate::capture::guard().await?) }),
         Command::Rehearse(args) => block_on(rehearse::run(*args)),
+        Command::Doctor(args) => block_on(doctor::run(*args)),
         Command::Pack(args) => return vmnetx_pack::cli::main(*args),
         Command::Nbd(args) => return vmnetx_nbd::cli::main(*args),
     };

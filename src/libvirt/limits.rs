@@ -19,3 +19,6 @@ pub(super) const RECONNECT_DELAY_S: u64 = 60;
 
 /// Characters of a machine's name that make it one of its own.
 pub(super) const NAME_MARK_CHARS: usize = 8;
+
+/// For libvirt to answer to somebody who only wants to know whether it is there; its daemon may have to start.
+pub(super) const REACH_DEADLINE: Duration = Duration::from_secs(10);

@@ -34,7 +34,7 @@ use vmnetx_pack::domain::{Hardware, Part};
 
 use self::connection::Connection;
 use self::domain::{Host, HostDisk};
-use self::limits::{DESTROY_DEADLINE, END_LOOK, GIVE_UP_DEADLINE, NAME_MARK_CHARS, OPEN_LOOK};
+use self::limits::{DESTROY_DEADLINE, END_LOOK, GIVE_UP_DEADLINE, NAME_MARK_CHARS, OPEN_LOOK, REACH_DEADLINE};
 use crate::resume::{self, MainRam, Progress, Saved};
 use crate::vm::{self, Accel, DiskSpec, Outcome, Programs, RunDir};
 
@@ -106,13 +106,22 @@ pub struct Running {
     spec: Spec,
 }
 
+/// Sees whether a libvirt is there whose machines can use what a run makes.
+///
+/// # Errors
+/// [`Error::Connect`], [`Error::OtherUser`], [`Error::Late`].
+pub async fn reach(uri: &Uri) -> Result<(), Error> {
+    let reached = timeout(REACH_DEADLINE, connect(uri)).await;
+    reached.map_err(|_| Error::Late { what: "answer" })?.map(drop)
+}
+
 /// Boots a machine; `None` when cancelled before it ran.
 ///
 /// # Errors
 /// [`Error`]; nothing is left of the machine then.
 pub async fn boot(spec: Spec, plugged: Plugged, shutdown: &CancellationToken) -> Result<Option<Running>, Error> {
     let prepared = async {
-        let connection = connect(&spec).await?;
+        let connection = connect(&spec.uri).await?;
         let host = host(&spec, plugged.targets).await?;
         let xml = domain::complete(plugged.domain, &host)?;
         Ok::<_, Error>((connection, host.name, xml))
@@ -137,7 +146,7 @@ pub async fn resume(
     shutdown: &CancellationToken,
 ) -> Result<Option<Running>, Error> {
     let prepared = async {
-        let connection = connect(&spec).await?;
+        let connection = connect(&spec.uri).await?;
         let host = host(&spec, plugged.targets).await?;
         let xml = domain::complete(plugged.domain, &host)?;
         let save = SaveFile { xml, cookie: None, was_running: true, compression: Compression::Raw };
@@ -187,8 +196,8 @@ impl Running {
 }
 
 /// Connects to libvirt, if its machines can use what this run makes.
-async fn connect(spec: &Spec) -> Result<Connection, Error> {
-    let connection = Connection::open(&spec.uri).await?;
+async fn connect(uri: &Uri) -> Result<Connection, Error> {
+    let connection = Connection::open(uri).await?;
     match connection.machine_user().await? {
         Some(user) if user != 0 && user != rustix::process::geteuid().as_raw() => Err(Error::OtherUser(user)),
         _ => Ok(connection),

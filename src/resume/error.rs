@@ -99,7 +99,7 @@ impl Told for Error {
             Self::OtherDisk => "leave out --resume, and it boots; or name overlays that do not exist yet".to_owned(),
             Self::Refused { mode: Mode::Lazy, .. } => {
                 "it needs userfaultfd for QEMU: run as root, or allow it to all users \
-                (sysctl vm.unprivileged_userfaultfd=1); --resume stream and mapped do without"
+                (sysctl vm.unprivileged_userfaultfd=1); --resume stream and mapped do without. `vmnetx doctor` says more"
                     .to_owned()
             }
             Self::Read { cause: Cause::Damaged, .. } => {

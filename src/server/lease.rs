@@ -84,7 +84,7 @@ async fn attach(
             Err(error) => error,
         };
         tries += 1;
-        let is_there = matches!(look(server.control()).await, Ok(Found::Fit));
+        let is_there = matches!(look(server.control()).await, Ok(Found::Fit(_)));
         if is_there || tries >= ATTACH_TRIES_MAX {
             return Err(error.into());
         }

@@ -33,7 +33,7 @@ pub(crate) use lease::Lease;
 use limits::{LOG_BYTES_MAX, LOG_WORDS_BYTES_MAX, PRIVATE_IDLE, SHARED_IDLE, START_DEADLINE, START_LOOK};
 
 /// The control socket of a private server in its directory.
-const PRIVATE_CONTROL: &str = "control.sock";
+pub(crate) const PRIVATE_CONTROL: &str = "control.sock";
 
 /// What a server says goes into this file of its directory.
 const LOG: &str = "server.log";
@@ -127,9 +127,13 @@ enum Kind {
 }
 
 /// What is at a control socket.
-enum Found {
-    Fit,
+#[derive(Debug)]
+pub(crate) enum Found {
+    /// A server that can be used.
+    Fit(Versions),
+    /// One that speaks another version, or is about to end.
     Unfit(Versions),
+    /// None.
     Nobody,
 }
 
@@ -160,7 +164,7 @@ impl Server {
     async fn again(&mut self) -> Result<(), Error> {
         match &mut self.kind {
             Kind::Given => match look(&self.control).await? {
-                Found::Fit => Ok(()),
+                Found::Fit(_) => Ok(()),
                 Found::Unfit(_) | Found::Nobody => Err(Error::Late { socket: self.control.socket().to_owned() }),
             },
             Kind::Shared(dir) => match Self::shared(dir, self.sizes).await? {
@@ -207,7 +211,7 @@ impl Server {
         let (deadline, mut child) = (Instant::now() + START_DEADLINE, None::<Child>);
         loop {
             match look(&control).await {
-                Ok(Found::Fit) => return Ok(Some(Self { control, sizes, kind: Kind::Shared(dir) })),
+                Ok(Found::Fit(_)) => return Ok(Some(Self { control, sizes, kind: Kind::Shared(dir) })),
                 Ok(Found::Unfit(versions)) => {
                     give_up(&control, &versions).await;
                     return Ok(None);
@@ -236,16 +240,17 @@ impl Server {
 }
 
 /// Who listens on a control socket.
-async fn look(control: &Control) -> Result<Found, Error> {
+pub(crate) async fn look(control: &Control) -> Result<Found, Error> {
     match control.versions().await {
         Ok(versions) if unfit(&versions).is_some() => Ok(Found::Unfit(versions)),
-        Ok(_) => Ok(Found::Fit),
+        Ok(versions) => Ok(Found::Fit(versions)),
         Err(vmnetx_nbd::Error::NoServer { .. }) => Ok(Found::Nobody),
         Err(error) => Err(error.into()),
     }
 }
 
-fn unfit(versions: &Versions) -> Option<&'static str> {
+/// Why a server cannot be used, if so.
+pub(crate) fn unfit(versions: &Versions) -> Option<&'static str> {
     if !versions.api.contains(&API_VERSION) {
         Some("speaks another version of the control interface")
     } else if versions.draining {
@@ -273,6 +278,11 @@ async fn give_up(control: &Control, versions: &Versions) {
 /// Makes the cache directory, or sees to it that it is this user's. Gives its whole path.
 fn prepare(dir: &Path) -> io::Result<PathBuf> {
     DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
+    whole(dir)
+}
+
+/// The whole path of a cache directory that is there and this user's.
+pub(crate) fn whole(dir: &Path) -> io::Result<PathBuf> {
     let dir = dir.canonicalize()?;
     if dir.metadata()?.uid() != rustix::process::geteuid().as_raw() {
         return Err(io::Error::new(io::ErrorKind::PermissionDenied, "it belongs to another user"));
@@ -281,7 +291,7 @@ fn prepare(dir: &Path) -> io::Result<PathBuf> {
 }
 
 /// Whether the sockets of attachments, in the folder beside the control socket, have paths that sockets can have.
-fn has_room_for_sockets(control: &Control) -> bool {
+pub(crate) fn has_room_for_sockets(control: &Control) -> bool {
     let folder = control.socket().with_extension("d");
     folder.as_os_str().len() + 1 + 2 * RANDOM_ID_BYTES <= SOCKET_PATH_BYTES_MAX
 }
@@ -299,7 +309,7 @@ async fn start_private(control: &Control, dir: &RunDir, sizes: Sizes) -> Result<
     let mut child = command.kill_on_drop(true).spawn().map_err(Error::Start)?;
     let deadline = Instant::now() + START_DEADLINE;
     loop {
-        if let Ok(Found::Fit) = look(control).await {
+        if let Ok(Found::Fit(_)) = look(control).await {
             return Ok(child);
         }
         if let Some(status) = child.try_wait().map_err(Error::Start)? {

@@ -6,6 +6,7 @@
 
 use std::ffi::OsString;
 use std::fs;
+use std::io;
 use std::path::Path;
 
 use super::command::SANDBOX;
@@ -28,9 +29,23 @@ pub enum Accel {
 
 /// What runs the guest's instructions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Accelerator {
+pub(crate) enum Accelerator {
     Kvm,
     Tcg,
+}
+
+/// Why KVM cannot run a guest here.
+#[derive(Debug, thiserror::Error)]
+pub enum KvmObstacle {
+    /// The device cannot be opened.
+    #[error("/dev/kvm does not open: {0}")]
+    Device(io::Error),
+    /// The processor does not say that it can.
+    #[error("/proc/cpuinfo lists neither vmx nor svm")]
+    Processor,
+    /// The trial guest did not come to its end.
+    #[error("a trial guest {0}")]
+    Trial(String),
 }
 
 impl Accelerator {
@@ -43,7 +58,7 @@ impl Accelerator {
     }
 
     /// The format's word for it.
-    pub(super) const fn recorded(self) -> vmnetx_format::Accelerator {
+    pub(crate) const fn recorded(self) -> vmnetx_format::Accelerator {
         match self {
             Self::Kvm => vmnetx_format::Accelerator::Kvm,
             Self::Tcg => vmnetx_format::Accelerator::Tcg,
@@ -70,16 +85,16 @@ pub(super) async fn choose(asked: Accel, programs: &Programs, run_dir: &RunDir) 
     }
 }
 
-/// Why KVM cannot run a guest here, if so.
-async fn kvm_obstacle(programs: &Programs, run_dir: &RunDir) -> Result<Option<String>, Error> {
+/// Why KVM cannot run a guest here, if so: whether [`Accel::Auto`] takes it.
+pub(crate) async fn kvm_obstacle(programs: &Programs, run_dir: &RunDir) -> Result<Option<KvmObstacle>, Error> {
     if let Err(error) = fs::File::options().read(true).write(true).open("/dev/kvm") {
-        return Ok(Some(format!("/dev/kvm does not open: {error}")));
+        return Ok(Some(KvmObstacle::Device(error)));
     }
     let cpuinfo = fs::read_to_string("/proc/cpuinfo").map_err(|source| Error::io("read /proc/cpuinfo", source))?;
     if !virtualises(&cpuinfo) {
-        return Ok(Some("/proc/cpuinfo lists neither vmx nor svm".to_owned()));
+        return Ok(Some(KvmObstacle::Processor));
     }
-    probe(Accelerator::Kvm, programs, run_dir).await
+    Ok(probe(Accelerator::Kvm, programs, run_dir).await?.map(KvmObstacle::Trial))
 }
 
 /// Whether the flags of the host's CPU say that it can run guests.
@@ -99,8 +114,8 @@ async fn probe(accelerator: Accelerator, programs: &Programs, run_dir: &RunDir) 
     }
     Ok(match status {
         Some(status) if status.code() == Some(TRIAL_EXIT_CODE) => None,
-        Some(status) => Some(format!("a trial guest failed ({status}): {}", guest.words())),
-        None => Some(format!("a trial guest made no progress in {} s", KVM_PROBE_DEADLINE.as_secs())),
+        Some(status) => Some(format!("failed ({status}): {}", guest.words())),
+        None => Some(format!("made no progress in {} s", KVM_PROBE_DEADLINE.as_secs())),
     })
 }
 
@@ -200,8 +215,8 @@ mod tests {
         assert_eq!(choose(Accel::Auto, &programs, &run_dir).await.unwrap(), expected);
         assert_eq!(choose(Accel::Tcg, &programs, &run_dir).await.unwrap(), Accelerator::Tcg);
         match choose(Accel::Kvm, &programs, &run_dir).await {
-            Ok(accelerator) => assert_eq!((accelerator, obstacle), (Accelerator::Kvm, None)),
-            Err(Error::NoKvm(why)) => assert_eq!(Some(why), obstacle),
+            Ok(accelerator) => assert!(accelerator == Accelerator::Kvm && obstacle.is_none()),
+            Err(Error::NoKvm(why)) => assert_eq!(Some(why.to_string()), obstacle.map(|obstacle| obstacle.to_string())),
             Err(error) => panic!("{error}"),
         }
     }

@@ -327,7 +327,7 @@ fn text(path: &Path) -> Result<&str, Error> {
 }
 
 /// A path for QEMU's own syntax, in which a comma ends a value and two stand for one.
-fn doubled(path: &Path) -> Result<String, Error> {
+pub(super) fn doubled(path: &Path) -> Result<String, Error> {
     Ok(text(path)?.replace(',', ",,"))
 }
 

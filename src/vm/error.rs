@@ -41,7 +41,7 @@ pub enum Error {
     },
     /// KVM was demanded and does not work.
     #[error("KVM cannot run a guest here: {0}")]
-    NoKvm(String),
+    NoKvm(super::KvmObstacle),
     /// The private directory of the run.
     #[error("create a directory for this run in {}", base.display())]
     RunDir {

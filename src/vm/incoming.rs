@@ -44,7 +44,7 @@ pub enum Way {
 }
 
 impl Way {
-    const fn capabilities(self) -> &'static [&'static str] {
+    pub(super) const fn capabilities(self) -> &'static [&'static str] {
         match self {
             Self::Stream => &["events"],
             Self::Lazy => &["events", "postcopy-ram"],

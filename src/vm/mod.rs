@@ -34,6 +34,7 @@ use vmnetx_format::{Binding, Digest, Name};
 
 use crate::registry::{Claim, RunningDisk, RunningVm};
 
+mod abilities;
 mod accel;
 mod agent;
 mod command;
@@ -48,18 +49,24 @@ mod run_dir;
 mod serial;
 mod watch;
 
-pub use accel::Accel;
+pub(crate) use abilities::Abilities;
+#[cfg(test)]
+pub(crate) use abilities::CpuAbility;
+pub use accel::{Accel, KvmObstacle};
+pub(crate) use accel::{Accelerator, kvm_obstacle};
 pub use agent::{Agent, AgentError};
 pub use command::Network;
 pub use display::{Display, DisplayChoice};
 pub use error::{Error, Part};
 pub use incoming::{Incoming, Way};
 pub use process::Programs;
+pub(crate) use process::Searched;
+#[cfg(test)]
+pub(crate) use qmp::QemuVersion;
 pub use qmp::QmpError;
 pub use run_dir::RunDir;
 pub use serial::SerialPort;
 
-use accel::Accelerator;
 use command::{Begins, DiskFacts, Facts};
 use limits::{QUIT_DEADLINE, QUIT_DEADLINE_SCRATCH, START_DEADLINE, TERM_DEADLINE};
 use process::Process;
@@ -174,18 +181,26 @@ pub async fn start(mut spec: Spec, shutdown: &CancellationToken) -> Result<Optio
 
 fn check(spec: &Spec) -> Result<(), Error> {
     let names: Vec<_> = spec.disks.iter().map(|disk| disk.name.clone()).collect();
-    spec.machine.validate(&names)?;
-    if spec.machine.firmware == Firmware::Uefi {
-        return Err(Error::NotHandled("UEFI firmware"));
-    }
+    check_machine(&spec.machine, &names)?;
     if spec.serial.is_some() && !spec.machine.serial {
         return Err(Error::NoSerial);
     }
-    check_memory(spec.machine.memory_mib.mib())?;
     if rustix::process::geteuid().is_root() {
         tracing::warn!("QEMU runs as root, because vmnetx does; run it as another user where you can");
     }
     Ok(())
+}
+
+/// Whether a machine with these disks can be launched here, as far as its description tells.
+///
+/// # Errors
+/// [`Error::Machine`], [`Error::NotHandled`], [`Error::Memory`].
+pub(crate) fn check_machine(machine: &Machine, disks: &[Name]) -> Result<(), Error> {
+    machine.validate(disks)?;
+    if machine.firmware == Firmware::Uefi {
+        return Err(Error::NotHandled("UEFI firmware"));
+    }
+    check_memory(machine.memory_mib.mib())
 }
 
 /// QEMU would take memory as the guest touches it, until the host has none left.

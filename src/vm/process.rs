@@ -41,16 +41,41 @@ pub struct Programs {
     pub(super) setpriv: PathBuf,
 }
 
+/// The same as they were looked for: each is there or not.
+#[derive(Debug)]
+pub(crate) struct Searched {
+    pub(crate) qemu: Result<PathBuf, Error>,
+    pub(crate) qemu_img: Result<PathBuf, Error>,
+    pub(crate) setpriv: Result<PathBuf, Error>,
+}
+
 impl Programs {
     /// Finds them. `qemu` is a path, or a name to look for in PATH; qemu-img is taken from beside it, else from PATH.
     ///
     /// # Errors
     /// [`Error::NoProgram`].
     pub fn find(qemu: &Path) -> Result<Self, Error> {
-        let qemu = find(qemu, "qemu-system-x86")?;
-        let beside = qemu.with_file_name("qemu-img");
-        let qemu_img = if is_program(&beside) { beside } else { find(Path::new("qemu-img"), "qemu-utils")? };
-        Ok(Self { qemu, qemu_img, setpriv: find(Path::new("setpriv"), "util-linux")? })
+        let Searched { qemu, qemu_img, setpriv } = Searched::new(qemu);
+        Ok(Self { qemu: qemu?, qemu_img: qemu_img?, setpriv: setpriv? })
+    }
+}
+
+impl Searched {
+    /// Looks for all of them, as [`Programs::find`] does.
+    pub(crate) fn new(qemu: &Path) -> Self {
+        let qemu = find(qemu, "qemu-system-x86");
+        let beside = qemu.as_ref().ok().map(|qemu| qemu.with_file_name("qemu-img"));
+        let qemu_img = match beside.filter(|beside| is_program(beside)) {
+            Some(beside) => Ok(beside),
+            None => find(Path::new("qemu-img"), "qemu-utils"),
+        };
+        Self { qemu, qemu_img, setpriv: find(Path::new("setpriv"), "util-linux") }
+    }
+
+    /// The programs, if all are there.
+    pub(crate) fn programs(&self) -> Option<Programs> {
+        let there = |path: &Result<PathBuf, Error>| path.as_ref().ok().cloned();
+        Some(Programs { qemu: there(&self.qemu)?, qemu_img: there(&self.qemu_img)?, setpriv: there(&self.setpriv)? })
     }
 }
 

@@ -5,6 +5,7 @@
 //! Protocol: QEMU's `docs/interop/qmp-spec.txt`; events: `qapi/run-state.json` and `qapi/block-core.json`.
 
 use std::collections::VecDeque;
+use std::fmt;
 use std::io;
 use std::os::fd::RawFd;
 
@@ -51,6 +52,20 @@ impl QmpError {
             io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe => Self::Closed,
             _ => Self::Socket(error),
         }
+    }
+}
+
+/// The version of a QEMU.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
+pub(crate) struct QemuVersion {
+    pub(crate) major: u32,
+    pub(crate) minor: u32,
+    pub(crate) micro: u32,
+}
+
+impl fmt::Display for QemuVersion {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}.{}", self.major, self.minor, self.micro)
     }
 }
 
@@ -173,6 +188,17 @@ impl Qmp {
     /// Lets the guest run; requests that failed are tried again.
     pub(crate) async fn cont(&mut self) -> Result<(), QmpError> {
         self.execute("cont").await.map(drop)
+    }
+
+    /// QEMU's version.
+    pub(crate) async fn version(&mut self) -> Result<QemuVersion, QmpError> {
+        #[derive(Deserialize)]
+        struct Answer {
+            qemu: QemuVersion,
+        }
+        let answer = self.execute("query-version").await?;
+        let answer = serde_json::from_value::<Answer>(answer);
+        answer.map(|answer| answer.qemu).map_err(|_| QmpError::Protocol("a version that is none"))
     }
 
     /// Ends the machine as it is, like pulling the plug; overlays are completed.

@@ -2,6 +2,7 @@
 
 mod capture;
 mod damage;
+mod doctor;
 mod machines;
 mod monitor;
 mod resume;

@@ -149,7 +149,7 @@ impl Mapping {
 impl MappedRams {
     /// None yet, and so many bytes at most.
     pub(super) fn new(bytes_max: Option<u64>) -> Self {
-        let limit_bytes = bytes_max.unwrap_or_else(|| host_bytes() / MAPPED_SHARE_OF_HOST);
+        let limit_bytes = bytes_max.unwrap_or_else(mapped_bytes_default);
         let budget = Budget { limit_bytes, held_bytes: Mutex::default() };
         Self { budget: Arc::new(budget), known: Mutex::default() }
     }
@@ -233,9 +233,7 @@ impl MappedRam {
     async fn inflate(&self, image: &Arc<Image>, budget: &Arc<Budget>, owner: Peer) -> Result<Sealed, Error> {
         self.done_bytes.store(0, Ordering::Relaxed);
         let reserved = budget.reserve(owner, data_bytes(image).await?)?;
-        let memfd = memfd_create(MEMFD_NAME, MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING).map_err(mapped)?;
-        ftruncate(&memfd, self.size_bytes).map_err(mapped)?;
-        let file = Arc::new(File::from(memfd));
+        let file = Arc::new(memfd(self.size_bytes).map_err(mapped)?);
         let mut reads = JoinSet::new();
         for start_bytes in (0..self.size_bytes).step_by(MAPPED_READ_BYTES as usize) {
             if reads.len() >= MAPPED_READS_MAX {
@@ -358,10 +356,28 @@ async fn is_here(image: &Image) -> Result<bool, Error> {
     Ok(true)
 }
 
-/// Bytes of the host's memory.
-fn host_bytes() -> u64 {
+/// A memfd of zeros that can be sealed.
+fn memfd(size_bytes: u64) -> rustix::io::Result<File> {
+    let memfd = memfd_create(MEMFD_NAME, MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
+    ftruncate(&memfd, size_bytes)?;
+    Ok(File::from(memfd))
+}
+
+/// Makes a memfd of `size_bytes` zeros that is sealed like saved RAM which VMs map: to see whether this host can.
+///
+/// # Errors
+/// When the kernel has no such files, or does not let this process have one.
+pub fn sealed_zeros(size_bytes: u64) -> io::Result<File> {
+    let file = memfd(size_bytes)?;
+    fcntl_add_seals(&file, SEALS)?;
+    Ok(file)
+}
+
+/// Bytes of saved RAM that a server of this host holds at most for VMs to map, unless it is told otherwise.
+#[must_use]
+pub fn mapped_bytes_default() -> u64 {
     let info = rustix::system::sysinfo();
-    info.totalram.saturating_mul(info.mem_unit.into())
+    info.totalram.saturating_mul(info.mem_unit.into()) / MAPPED_SHARE_OF_HOST
 }
 
 fn mapped(error: rustix::io::Errno) -> Error {

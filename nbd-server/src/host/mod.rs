@@ -33,6 +33,7 @@ use vmnetx_store::{Error as StoreError, Location, Package, Place, Reader, Store}
 pub(crate) use attachment::{Attachment, Holder};
 pub(crate) use counters::Sums;
 pub(crate) use mapped::{Mapping, SEALS};
+pub use mapped::{mapped_bytes_default, sealed_zeros};
 pub(crate) use pull::Pull;
 pub(crate) use upkeep::Verification;
 

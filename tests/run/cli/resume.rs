@@ -68,7 +68,7 @@ impl SavedGuest {
         self.bench.qemus().into_iter().map(of).sum()
     }
 
-    fn end(&self, mut running: Running) {
+    pub(super) fn end(&self, mut running: Running) {
         running.type_line("poweroff");
         assert_eq!(running.ended(DEADLINE).code(), Some(0), "{}", running.said());
         self.bench.assert_clean();
@@ -255,6 +255,7 @@ fn a_user_without_userfaultfd_resumes_otherwise() {
     };
     let (code, said) = failure(run("lazy"));
     assert!(code == HOST && said.contains("Postcopy") && said.contains("vm.unprivileged_userfaultfd"), "{code} {said}");
+    assert!(said.contains("vmnetx doctor"), "{said}");
     for (mode, told) in [("auto", "(stream"), ("mapped", "(mapped")] {
         let (serial, log) = (guest.bench.path("nobody.serial"), guest.bench.path("nobody.log"));
         let mut command = run(mode);

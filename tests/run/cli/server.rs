@@ -99,7 +99,7 @@ fn a_server_that_is_killed_under_a_guest_is_replaced_and_the_guest_goes_on() {
 }
 
 /// A server of the future: says which versions it speaks and takes note of what else it is asked for.
-fn other_version(path: &Path) -> std::sync::mpsc::Receiver<String> {
+pub(super) fn other_version(path: &Path) -> std::sync::mpsc::Receiver<String> {
     let listener = UnixListener::bind(path).unwrap();
     let (sender, asked) = std::sync::mpsc::channel();
     std::thread::spawn(move || {
