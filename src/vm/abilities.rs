@@ -63,7 +63,10 @@ impl Abilities {
         process.kill().await?;
         let mut abilities = asked?;
         // What it says on standard error is mostly more, and all there when it has ended.
-        abilities.lazy = abilities.lazy.map_err(|why| format!("{why} ({})", shown(&process.words())));
+        abilities.lazy = abilities.lazy.map_err(|why| match process.said() {
+            Some(words) => format!("{why} ({})", shown(&words)),
+            None => why,
+        });
         Ok(abilities)
     }
 

@@ -219,7 +219,9 @@ impl Told for Error {
                 QEMU drops old ones in the end"
                     .to_owned()
             }
-            Self::NoKvm(_) => "use --accel tcg, which needs no KVM and is slower".to_owned(),
+            Self::NoKvm(_) => {
+                "use --accel tcg, which needs no KVM and is slower; `vmnetx doctor` tells what KVM needs".to_owned()
+            }
             Self::SocketPath(_) => "set TMPDIR to a directory with a shorter path".to_owned(),
             Self::OtherVersion { bound, .. } => {
                 format!("run the version it was made for (LINK#b3={bound}), or name a file that does not exist yet")

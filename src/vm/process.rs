@@ -33,6 +33,9 @@ const NO_SESSION_BUS: [(&str, &str); 2] = [("DBUS_SESSION_BUS_ADDRESS", "disable
 /// The number that a child has its first inherited file under; the others follow.
 pub(super) const INHERITED_FD: RawFd = 3;
 
+/// What stands for the words of a program that has none.
+const SAID_NOTHING: &str = "it said nothing";
+
 /// The programs that a launch runs.
 #[derive(Debug, Clone)]
 pub struct Programs {
@@ -176,6 +179,11 @@ impl Process {
 
     /// The last lines that it wrote to its standard error.
     pub(super) fn words(&self) -> String {
+        self.said().unwrap_or_else(|| SAID_NOTHING.to_owned())
+    }
+
+    /// The same; nothing if it wrote nothing.
+    pub(super) fn said(&self) -> Option<String> {
         self.words.lock().unwrap_or_else(PoisonError::into_inner).last_lines()
     }
 }
@@ -239,19 +247,19 @@ impl Words {
         self.0.drain(..excess);
     }
 
-    fn last_lines(&self) -> String {
+    fn last_lines(&self) -> Option<String> {
         let (front, back) = self.0.as_slices();
         last_lines(&[front, back].concat())
     }
 }
 
-/// The last lines of `bytes`, without anything that could steer a terminal.
-fn last_lines(bytes: &[u8]) -> String {
+/// The last lines of `bytes`, without anything that could steer a terminal; nothing if there are none.
+fn last_lines(bytes: &[u8]) -> Option<String> {
     let text = String::from_utf8_lossy(bytes);
     let lines: Vec<_> = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
     let last = lines.get(lines.len().saturating_sub(WORDS_LINES_MAX)..).unwrap_or_default();
     let clean = |line: &&str| line.replace(|c: char| c.is_control(), "\u{fffd}");
-    if last.is_empty() { "it said nothing".to_owned() } else { last.iter().map(clean).collect::<Vec<_>>().join("\n  ") }
+    (!last.is_empty()).then(|| last.iter().map(clean).collect::<Vec<_>>().join("\n  "))
 }
 
 /// Runs a tool to its end and returns its standard output.
@@ -266,7 +274,7 @@ pub(super) async fn run_tool(doing: &str, program: &Path, arguments: &[OsString]
     let output = output.map_err(|_| tool(format!("no end within {} s", TOOL_DEADLINE.as_secs())))?;
     let output = output.map_err(|source| Error::io(format!("{doing}: run {}", program.display()), source))?;
     if !output.status.success() {
-        return Err(tool(last_lines(&output.stderr)));
+        return Err(tool(last_lines(&output.stderr).unwrap_or_else(|| SAID_NOTHING.to_owned())));
     }
     if output.stdout.len() > TOOL_OUTPUT_BYTES_MAX {
         return Err(tool(format!("{} bytes of output", output.stdout.len())));
@@ -361,7 +369,7 @@ mod tests {
             words.push(format!("line {line}\n").as_bytes());
         }
         assert!(words.0.len() <= WORDS_BYTES_MAX);
-        let last = words.last_lines();
+        let last = words.last_lines().unwrap();
         assert!(last.starts_with("line 9992\n") && last.ends_with("line 9999"), "{last}");
     }
 }
