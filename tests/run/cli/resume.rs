@@ -144,6 +144,7 @@ impl Fault {
 /// Lazy resumes from an empty cache, each with a fault at a random moment: every one ends in a right guest or a clear error, and none
 /// hangs. `VMNETX_RESUMES` says how many, `VMNETX_RESUMES_SEED` which.
 #[test]
+#[allow(clippy::print_stdout, reason = "what came of it is the output of benches/resume-faults")]
 fn resumes_survive_faults_or_end_in_words() {
     let number = |name: &str, usual| std::env::var(name).map_or(usual, |text| text.parse().expect(name));
     let (resumes, seed) = (number("VMNETX_RESUMES", 20), number("VMNETX_RESUMES_SEED", 1));
