@@ -67,9 +67,10 @@ pub enum Error {
 }
 
 impl Error {
-    /// Whether it may be no more than that QEMU has ended.
-    pub(super) const fn is_of_channel(&self) -> bool {
-        matches!(self, Self::Channel(_) | Self::Silent)
+    /// Whether it may be no more than that QEMU has ended, or is about to: it knows better why. (Newer ones say on the channel that
+    /// they have failed, before they end.)
+    pub(super) const fn is_of_qemu(&self) -> bool {
+        matches!(self, Self::Channel(_) | Self::Silent | Self::Shut(_))
     }
 
     pub(super) const fn into_failed(self) -> Failed {

@@ -177,7 +177,7 @@ async fn load(started: &mut Started, saved: Saved, channel: UnixStream, plan: Pl
                 match fed.map_err(|_| Error::Task).flatten() {
                     Ok(()) => is_fed = true,
                     // QEMU has closed its channel, and will say why.
-                    Err(error) if error.is_of_channel() => {
+                    Err(error) if error.is_of_qemu() => {
                         let ended = timeout(END_DEADLINE, &mut running).await;
                         return Err(ended.ok().and_then(Result::err).map_or(error, Error::from));
                     }
@@ -262,7 +262,7 @@ impl Resumed {
             outcome = &mut running => return Ok(outcome?),
             fed = &mut feeder => if let Err(error) = fed.map_err(|_| Error::Task).flatten() {
                 // A QEMU that ends, for whatever reason, closes its channel first.
-                if error.is_of_channel()
+                if error.is_of_qemu()
                     && let Ok(outcome) = timeout(END_DEADLINE, &mut running).await
                 {
                     return Ok(outcome?);

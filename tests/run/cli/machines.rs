@@ -268,7 +268,7 @@ impl Hardware {
 }
 
 /// A newer QEMU than the system's.
-fn newer_qemu() -> String {
+pub(super) fn newer_qemu() -> String {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/other-qemu");
     let output = Command::new(&script).output().unwrap();
     assert!(output.status.success(), "{}: {}", script.display(), String::from_utf8_lossy(&output.stderr));

@@ -345,15 +345,19 @@ fn a_guest_that_cannot_be_resumed_boots_or_says_why() {
     let link = guest.bench.link();
     // A QEMU that does not know the saved machine's devices takes none of its state.
     let other = guest.bench.path("other-qemu");
-    let script = "#!/bin/sh\nfor a in \"$@\"; do shift; case $a in *'\"VGA\"'*) a='{\"driver\":\"cirrus-vga\"}';; esac; \
-                  set -- \"$@\" \"$a\"; done\nexec qemu-system-x86_64 \"$@\"\n";
-    fs::write(&other, script).unwrap();
-    fs::set_permissions(&other, fs::Permissions::from_mode(0o755)).unwrap();
     let qemu = ["--qemu", other.to_str().unwrap()];
-    for mode in ["lazy", "stream"] {
-        let (code, said) = failure(guest.bench.run(&link, &[&qemu[..], &["--resume", mode]].concat()));
-        assert!(code == 1 && said.contains("QEMU cannot load the saved state"), "{mode}: {code} {said}");
-        guest.bench.assert_clean();
+    for program in [machines::newer_qemu().as_str(), "qemu-system-x86_64"] {
+        let script = format!(
+            "#!/bin/sh\nfor a in \"$@\"; do shift; case $a in *'\"VGA\"'*) a='{{\"driver\":\"cirrus-vga\"}}';; esac; \
+             set -- \"$@\" \"$a\"; done\nexec {program} \"$@\"\n"
+        );
+        fs::write(&other, script).unwrap();
+        fs::set_permissions(&other, fs::Permissions::from_mode(0o755)).unwrap();
+        for mode in ["lazy", "stream"] {
+            let (code, said) = failure(guest.bench.run(&link, &[&qemu[..], &["--resume", mode]].concat()));
+            assert!(code == 1 && said.contains("QEMU cannot load the saved state"), "{program} {mode}: {code} {said}");
+            guest.bench.assert_clean();
+        }
     }
     let mut running = guest.resume("fallback", &link, &qemu);
     running.wait_for("VMNETX-GUEST-READY", BOOT_DEADLINE);
