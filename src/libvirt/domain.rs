@@ -121,7 +121,11 @@ pub(super) fn of_machine(machine: &Machine, disks: &[Name], kind: &str) -> (Part
     };
     let board = Part::new("type").with("arch", "x86_64").with("machine", machine.machine.to_string()).text("hvm");
     let cpu = Part::new("cpu").with("mode", "custom").with("match", "exact");
-    let domain = Part::new("domain").with("type", kind);
+    let mut domain = Part::new("domain").with("type", kind);
+    if machine.vmgenid {
+        // libvirt draws one, and another whenever it restores the domain.
+        domain = domain.holding(Part::new("genid"));
+    }
     let domain = domain
         .holding(Part::new("memory").with("unit", "MiB").text(machine.memory_mib.mib().to_string()))
         .holding(Part::new("vcpu").text(machine.cpu.count.count().to_string()))
@@ -152,6 +156,10 @@ fn add_single_devices(devices: &mut Part, machine: &Machine) {
     add(Part::new("video").holding(Part::new("model").with("type", card)));
     if machine.rng {
         add(Part::new("rng").with("model", "virtio"));
+    }
+    if machine.guest_agent {
+        let port = Part::new("target").with("type", "virtio").with("name", "org.qemu.guest_agent.0");
+        add(Part::new("channel").with("type", "unix").holding(port));
     }
     add(Part::new("memballoon").with("model", "none"));
 }
@@ -222,7 +230,10 @@ mod tests {
 
     #[test]
     fn a_described_machine_is_the_same_when_it_is_read_as_a_domain() {
-        let described = Machine::from_toml(include_str!("../../qemu-configs/default.toml")).unwrap();
+        let profile = include_str!("../../qemu-configs/default.toml");
+        let more = "tablet = true\nrng = true\nguest_agent = true\ndisk_bus = 'virtio'\n";
+        let described = Machine::from_toml(&format!("{more}{profile}")).unwrap();
+        assert!(described.vmgenid);
         let names: Vec<Name> = vec!["disk0".parse().unwrap(), "data".parse().unwrap()];
         let (domain, targets) = of_machine(&described, &names, "qemu");
         let hardware = Hardware::of_package(&domain.to_xml()).unwrap();
@@ -232,7 +243,6 @@ mod tests {
             described.clone(),
             vmnetx_pack::domain::DiskFiles::Given,
         );
-        let read = read.unwrap().machine_with(&names);
-        assert_eq!((read.machine, read.cpu, read.nics), (described.machine, described.cpu, described.nics));
+        assert_eq!(read.unwrap().machine_with(&names), described);
     }
 }

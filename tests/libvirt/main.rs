@@ -20,6 +20,9 @@ use vmnetx_format::{Digest, Envelope};
 const FILL: &str = "dd if=/dev/urandom of=/memory bs=1M count=12 2>/dev/null";
 const SUM: &str = r#"s=$(sha256sum </memory); echo "SUM""-${s%% *}""#;
 
+/// What the guest is told that it is before it is saved.
+const GENERATION: &str = "43dc0cf8-809b-4adb-9bea-a9abb5f3d90e";
+
 /// A guest's disk, and a repository beside it.
 struct Bench(TempDir);
 
@@ -40,7 +43,7 @@ impl Bench {
     fn domain(&self) -> PathBuf {
         let disk = self.path("disk.img").display().to_string();
         let text = format!(
-            "<domain type='qemu'><name>ticking</name><memory unit='MiB'>128</memory><vcpu>1</vcpu>\
+            "<domain type='qemu'><name>ticking</name><genid>{GENERATION}</genid><memory unit='MiB'>128</memory><vcpu>1</vcpu>\
              <os><type arch='x86_64' machine='pc-i440fx-7.2'>hvm</type><boot dev='hd'/></os>\
              <features><acpi/><apic/></features><cpu mode='custom' match='exact'><model>qemu64</model></cpu><devices>\
              <disk type='file' device='disk'><driver name='qemu' type='raw'/><source file='{disk}'/>\
@@ -157,6 +160,9 @@ fn a_vm_that_libvirt_saved_goes_on_in_libvirt_from_a_web_server() {
     let (_, first) = serial.wait_for("a tick", ticks);
     assert!(first > last_tick, "the guest counts on from {last_tick}, not from {first}");
     assert_eq!(sum(&serial), sum_before);
+    let ask = r#"{"execute": "query-vm-generation-id"}"#;
+    let told = said(&mut libvirt.virsh(&["qemu-monitor-command", &domain, ask]));
+    assert!(told.contains("guid") && !told.contains(GENERATION), "the guest is told that it is another: {told}");
 
     rustix::process::kill_process(Pid::from_child(&run), Signal::INT).unwrap();
     let status = wait_for("the end", || run.try_wait().unwrap(), || bench.words());

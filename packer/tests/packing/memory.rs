@@ -176,11 +176,12 @@ fn of_what_libvirt_saved_the_hardware_is_kept_and_nothing_of_the_host() {
         saved
     };
     let scene = Scene::new();
-    publish(&scene, &saved(DOMAIN)).unwrap();
+    let genid = "<genid>43dc0cf8-809b-4adb-9bea-a9abb5f3d90e</genid><memory";
+    publish(&scene, &saved(&DOMAIN.replace("<memory", genid))).unwrap();
     let version = scene.repository().link(&"vm".parse().unwrap()).unwrap().unwrap().link.current;
     let memory = scene.repository().manifest(&version).unwrap().memory.unwrap();
     let disk = "<disk type='file' device='disk'><target dev='vda' bus='virtio'/></disk>";
-    let kept = format!("<domain type='qemu'><memory unit='MiB'>48</memory><devices>{disk}</devices></domain>");
+    let kept = format!("<domain type='qemu'><genid/><memory unit='MiB'>48</memory><devices>{disk}</devices></domain>");
     assert_eq!(memory.libvirt, Some(kept));
 
     let refused = |xml: &str, said: &str| {

@@ -336,6 +336,7 @@ impl Value {
         };
         match self {
             Self::Word => is_word().then_some(value),
+            Self::Own => is_word().then_some(""),
             Self::Of(values) => values.contains(&value).then_some(value),
             Self::Becomes(values) => values.contains(&value).then(|| values.last().copied()).flatten(),
         }

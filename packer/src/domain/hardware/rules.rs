@@ -25,9 +25,11 @@ pub(super) enum Value {
     Of(&'static [&'static str]),
     /// One of these, and kept as the last of them: what is at the host's end of the device is every host's own.
     Becomes(&'static [&'static str]),
+    /// A word that each run has one of its own for: that it is there is kept, and not which it is.
+    Own,
 }
 
-use Value::{Becomes, Of, Word};
+use Value::{Becomes, Of, Own, Word};
 
 const ON_OFF: Value = Of(&["on", "off"]);
 const YES_NO: Value = Of(&["yes", "no"]);
@@ -362,6 +364,7 @@ pub(super) const DOMAIN: Rule = Rule {
         Rule { text: Some(Word), host: &["dumpCore"], ..with("memory", &MEMORY) },
         Rule { text: Some(Word), ..with("currentMemory", &MEMORY) },
         Rule { text: Some(Word), host: &["placement", "cpuset"], ..with("vcpu", &[("current", Word)]) },
+        text("genid", Own),
         OS,
         FEATURES,
         CPU,
