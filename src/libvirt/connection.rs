@@ -1,14 +1,20 @@
 //! Calls to libvirt, which block, on threads of their own.
 
 use tokio::task::spawn_blocking;
+use tokio::time::{Instant, sleep};
 use virt::connect::Connect;
 use virt::error::ErrorNumber;
+use vmnetx_store::failure::describe;
 
+use super::limits::{RETURN_DEADLINE, RETURN_LOOK};
 use super::{Error, Uri};
 
-/// A connection to libvirt. It is closed with its last clone.
+/// A connection to libvirt, made anew when its daemon has gone and come back. It is closed with its last clone.
 #[derive(Debug, Clone)]
-pub(super) struct Connection(Connect);
+pub(super) struct Connection {
+    uri: Uri,
+    connect: Connect,
+}
 
 impl Connection {
     pub(super) async fn open(uri: &Uri) -> Result<Self, Error> {
@@ -17,7 +23,7 @@ impl Connection {
         let asked = uri.clone();
         let opened = spawn_blocking(move || Connect::open(Some(asked.as_str()))).await.map_err(|_| Error::Task)?;
         let connect = opened.map_err(|error| Error::Connect { uri: uri.clone(), words: error.message().to_owned() })?;
-        Ok(Self(connect))
+        Ok(Self { uri: uri.clone(), connect })
     }
 
     /// The user that machines run as, where that is another one than the daemon.
@@ -37,9 +43,9 @@ impl Connection {
     }
 
     /// Whether a domain of this name runs.
-    pub(super) async fn runs(&self, name: &str) -> Result<bool, Error> {
+    pub(super) async fn runs(&mut self, name: &str) -> Result<bool, Error> {
         let name = name.to_owned();
-        self.call("look for the domain", move |connect| match connect.lookup_domain_by_name(&name) {
+        self.call_again("look for the domain", move |connect| match connect.lookup_domain_by_name(&name) {
             // It may end between the two.
             Ok(domain) => domain.is_active().or_else(|error| gone(error).map(|()| false)),
             Err(error) => gone(error).map(|()| false),
@@ -48,13 +54,43 @@ impl Connection {
     }
 
     /// Ends a domain at once, if it is there.
-    pub(super) async fn destroy(&self, name: &str) -> Result<(), Error> {
+    pub(super) async fn destroy(&mut self, name: &str) -> Result<(), Error> {
         let name = name.to_owned();
-        self.call("end the domain", move |connect| match connect.lookup_domain_by_name(&name) {
+        self.call_again("end the domain", move |connect| match connect.lookup_domain_by_name(&name) {
             Ok(domain) => domain.destroy().or_else(gone),
             Err(error) => gone(error),
         })
         .await
+    }
+
+    /// Makes a call that may be made twice, again when the daemon goes and comes back within [`RETURN_DEADLINE`].
+    async fn call_again<T: Send + 'static>(
+        &mut self,
+        what: &'static str,
+        call: impl Fn(&Connect) -> Result<T, virt::error::Error> + Clone + Send + 'static,
+    ) -> Result<T, Error> {
+        let mut lost_at = None;
+        loop {
+            let lost = match self.call(what, call.clone()).await {
+                Err(error @ Error::Lost { .. }) => error,
+                called => return called,
+            };
+            if lost_at.is_none() {
+                tracing::warn!("{}; it is waited for", describe(&lost));
+            }
+            let since = *lost_at.get_or_insert_with(Instant::now);
+            loop {
+                if since.elapsed() >= RETURN_DEADLINE {
+                    return Err(lost);
+                }
+                sleep(RETURN_LOOK).await;
+                if let Ok(again) = Self::open(&self.uri).await {
+                    tracing::info!("libvirt is back");
+                    *self = again;
+                    break;
+                }
+            }
+        }
     }
 
     async fn call<T: Send + 'static>(
@@ -62,9 +98,19 @@ impl Connection {
         what: &'static str,
         call: impl FnOnce(&Connect) -> Result<T, virt::error::Error> + Send + 'static,
     ) -> Result<T, Error> {
-        let connect = self.0.clone();
-        let called = spawn_blocking(move || call(&connect)).await.map_err(|_| Error::Task)?;
-        called.map_err(|error| Error::Refused { what, words: error.message().to_owned() })
+        let connect = self.connect.clone();
+        let called = spawn_blocking(move || {
+            call(&connect).map_err(|error| {
+                let words = error.message().to_owned();
+                // libvirt's words and numbers for a daemon that has gone are many.
+                if connect.is_alive().unwrap_or(false) {
+                    Error::Refused { what, words }
+                } else {
+                    Error::Lost { what, words }
+                }
+            })
+        });
+        called.await.map_err(|_| Error::Task)?
     }
 }
 

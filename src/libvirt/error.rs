@@ -28,6 +28,22 @@ pub enum Error {
         /// What it says.
         words: String,
     },
+    /// libvirt's daemon has gone.
+    #[error("libvirt has gone and cannot {what}: {words}")]
+    Lost {
+        /// What it was asked for.
+        what: &'static str,
+        /// What the library says.
+        words: String,
+    },
+    /// libvirt's daemon has gone for good, and nobody knows what becomes of the domain.
+    #[error("libvirt's domain {domain} is left alone, and may still run")]
+    LeftAlone {
+        /// The domain's name.
+        domain: String,
+        /// Why.
+        source: Box<Self>,
+    },
     /// libvirt does not answer.
     #[error("libvirt does not {what} in time")]
     Late {
@@ -67,7 +83,12 @@ impl Told for Error {
     fn class(&self) -> Class {
         match self {
             Self::Connect { .. } | Self::OtherUser(_) | Self::Pipe(_) => Class::Host,
-            Self::Refused { .. } | Self::Late { .. } | Self::Task | Self::Path(..) => Class::Failure,
+            Self::Refused { .. }
+            | Self::Lost { .. }
+            | Self::LeftAlone { .. }
+            | Self::Late { .. }
+            | Self::Task
+            | Self::Path(..) => Class::Failure,
             Self::Hardware(_) | Self::Head(_) => Class::Integrity,
             Self::NotSavedByLibvirt => Class::Usage,
             Self::Vm(error) => error.class(),
@@ -82,6 +103,7 @@ impl Told for Error {
                 "use --connect qemu:///session, or have libvirt run machines as you (user in /etc/libvirt/qemu.conf)"
                     .to_owned()
             }
+            Self::LeftAlone { domain, .. } => format!("when libvirtd runs again, end it: virsh destroy {domain}"),
             Self::NotSavedByLibvirt => "leave out --backend libvirt, or boot it with --resume off".to_owned(),
             Self::Vm(error) => return error.hint(),
             Self::Resume(error) => return error.hint(),

@@ -31,6 +31,7 @@ use vmnetx_format::migration::{Compression, SaveFile};
 use vmnetx_format::{Digest, Manifest, Memory, Name};
 use vmnetx_nbd::control::api::AttachmentId;
 use vmnetx_pack::domain::{Hardware, Part};
+use vmnetx_store::failure::describe;
 
 use self::connection::Connection;
 use self::domain::{Host, HostDisk};
@@ -129,9 +130,12 @@ pub async fn boot(spec: Spec, plugged: Plugged, shutdown: &CancellationToken) ->
     let Some(prepared) = shutdown.run_until_cancelled(prepared).await else { return Ok(None) };
     let (connection, domain, xml) = prepared?;
     // Not interrupted: a domain that is being created cannot be ended yet.
-    connection.boot(xml).await?;
-    tracing::info!("{} runs as libvirt's domain {domain}", spec.name);
-    Ok(Some(Running { connection, domain, spec }))
+    let booted = connection.boot(xml).await;
+    let running = Running { connection, domain, spec };
+    match booted {
+        Ok(()) => Ok(Some(running.told())),
+        Err(error) => Err(running.given_up(error).await),
+    }
 }
 
 /// Resumes a saved VM with the hardware that it was saved with; `None` when cancelled before it ran.
@@ -160,38 +164,54 @@ pub async fn resume(
     let restored = restore(&connection, &fifo, feeding, shutdown).await;
     let running = Running { connection, domain, spec };
     match restored {
-        Ok(true) => {
-            tracing::info!("{} runs as libvirt's domain {}", running.spec.name, running.domain);
-            Ok(Some(running))
-        }
+        Ok(true) => Ok(Some(running.told())),
         Ok(false) => running.destroy().await.map(|()| None),
-        Err(error) => {
-            // Why it failed is what counts.
-            if let Err(other) = running.destroy().await {
-                tracing::warn!("{other}");
-            }
-            Err(error)
-        }
+        Err(error) => Err(running.given_up(error).await),
     }
 }
 
 impl Running {
-    /// Looks at the domain until it ends, or ends it when `shutdown` is cancelled.
+    /// Looks at the domain until it ends, or ends it when `shutdown` is cancelled. A daemon of libvirt's that goes meanwhile, as it does
+    /// when it is upgraded, is waited for: the guest runs on.
     ///
     /// # Errors
     /// [`Error`] when libvirt cannot be asked any more, or does not end it.
-    pub async fn run(self, shutdown: &CancellationToken) -> Result<Outcome, Error> {
-        while shutdown.run_until_cancelled(sleep(END_LOOK)).await.is_some() {
-            if !self.connection.runs(&self.domain).await? {
-                return Ok(Outcome::PoweredOff);
+    pub async fn run(mut self, shutdown: &CancellationToken) -> Result<Outcome, Error> {
+        loop {
+            let looking = async {
+                sleep(END_LOOK).await;
+                self.connection.runs(&self.domain).await
+            };
+            match shutdown.run_until_cancelled(looking).await {
+                Some(Ok(true)) => {}
+                Some(Ok(false)) => return Ok(Outcome::PoweredOff),
+                Some(Err(error)) => return Err(self.left_alone(error)),
+                None => return self.destroy().await.map(|()| Outcome::Cancelled),
             }
         }
-        self.destroy().await.map(|()| Outcome::Cancelled)
     }
 
-    async fn destroy(&self) -> Result<(), Error> {
+    fn told(self) -> Self {
+        tracing::info!("{} runs as libvirt's domain {}", self.spec.name, self.domain);
+        self
+    }
+
+    /// Ends what may be there of a domain that did not come to run. Why it did not is what counts.
+    async fn given_up(self, error: Error) -> Error {
+        if let Err(other) = self.destroy().await {
+            tracing::warn!("{}", describe(&other));
+        }
+        error
+    }
+
+    async fn destroy(mut self) -> Result<(), Error> {
         let destroyed = timeout(DESTROY_DEADLINE, self.connection.destroy(&self.domain)).await;
-        destroyed.map_err(|_| Error::Late { what: "end the domain" })?
+        let destroyed = destroyed.unwrap_or(Err(Error::Late { what: "end the domain" }));
+        destroyed.map_err(|error| self.left_alone(error))
+    }
+
+    fn left_alone(self, error: Error) -> Error {
+        Error::LeftAlone { domain: self.domain, source: Box::new(error) }
     }
 }
 
@@ -287,11 +307,16 @@ async fn restore(
     }
 }
 
-/// Lets whoever waits for a writer of the pipe find that there is nothing in it.
+/// What no section of a migration stream begins with, nor libvirt's head: whoever reads it gives up.
+const NO_SECTION: u8 = 0xff;
+
+/// Lets whoever waits for a writer of the pipe, or for what is in it, find that nothing good is. A QEMU that has not read from a pipe
+/// yet waits for something to read, and does not see that the pipe has ended before.
 async fn release(fifo: &Path) -> std::convert::Infallible {
     loop {
         let opened: io::Result<_> = pipe::OpenOptions::new().open_sender(fifo);
-        drop(opened);
+        // Nobody may read, or read so soon.
+        let _ = opened.and_then(|sender| sender.try_write(&[NO_SECTION]));
         sleep(OPEN_LOOK).await;
     }
 }

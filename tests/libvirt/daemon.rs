@@ -23,22 +23,35 @@ impl Drop for Ended {
 
 /// A libvirtd that has nothing of this host's; its domains end with it.
 pub(crate) struct Libvirt {
-    _daemon: Ended,
+    /// None while it is gone.
+    daemon: Option<Ended>,
+    folder: PathBuf,
     pub(crate) uri: String,
 }
 
 impl Libvirt {
     pub(crate) fn start(folder: &Path) -> Self {
         assert!(rustix::process::geteuid().is_root(), "this test needs root: libvirtd gets mounts of its own");
-        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/libvirt/daemon");
-        let log = File::create(folder.join("libvirtd.log")).unwrap();
-        let daemon = Ended(Command::new(script).arg(folder).stdin(Stdio::null()).stderr(log).spawn().unwrap());
         let uri = format!("qemu+unix:///system?socket={}", folder.join("socket/libvirt-sock").display());
-        let libvirt = Self { _daemon: daemon, uri };
-        let answers = || libvirt.virsh(&["version"]).output().unwrap().status.success();
-        let said = || fs::read_to_string(folder.join("libvirtd.log")).unwrap();
-        wait_for("libvirtd", || answers().then_some(()), said);
+        let mut libvirt = Self { daemon: None, folder: folder.to_owned(), uri };
+        libvirt.come_back();
         libvirt
+    }
+
+    /// Kills it; its domains run on.
+    pub(crate) fn die(&mut self) {
+        self.daemon = None;
+    }
+
+    /// Starts it on what it knew before.
+    pub(crate) fn come_back(&mut self) {
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/libvirt/daemon");
+        let log = File::create(self.folder.join("libvirtd.log")).unwrap();
+        let mut command = Command::new(script);
+        self.daemon = Some(Ended(command.arg(&self.folder).stdin(Stdio::null()).stderr(log).spawn().unwrap()));
+        let answers = || self.virsh(&["version"]).output().unwrap().status.success();
+        let said = || fs::read_to_string(self.folder.join("libvirtd.log")).unwrap();
+        wait_for("libvirtd", || answers().then_some(()), said);
     }
 
     pub(crate) fn virsh(&self, words: &[&str]) -> Command {

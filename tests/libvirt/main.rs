@@ -5,6 +5,7 @@
 #![cfg(feature = "libvirt")]
 
 mod daemon;
+mod faults;
 
 use std::fs::{self, File};
 use std::net::{TcpListener, TcpStream};
@@ -84,16 +85,19 @@ impl Bench {
     }
 }
 
-/// nginx on the repository; its port.
-fn serve(bench: &Bench) -> (Ended, u16) {
-    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+/// nginx on the repository, which sends so much a second to each connection (`0`: as fast as it goes).
+fn serve(bench: &Bench, port: u16, rate: &str) -> Ended {
     let root = bench.0.path().display();
     let temporary =
         ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"].map(|kind| format!("{kind}_temp_path {root}/web-{kind};"));
     let config = bench.path("nginx.conf");
     let text = format!(
         "daemon off; master_process off; user root; pid {root}/nginx.pid; events {{}}\n\
-         http {{ access_log off; {} server {{ listen 127.0.0.1:{port}; root {root}/repository; }} }}\n",
+         http {{ access_log off; {} server {{ listen 127.0.0.1:{port}; limit_rate {rate}; root {root}/repository; }} }}\n",
         temporary.join(" ")
     );
     fs::write(&config, text).unwrap();
@@ -102,7 +106,7 @@ fn serve(bench: &Bench) -> (Ended, u16) {
     let nginx = Ended(command.stdin(Stdio::null()).spawn().unwrap());
     let listens = || TcpStream::connect(("127.0.0.1", port)).is_ok().then_some(());
     wait_for("nginx", listens, || fs::read_to_string(bench.path("nginx.log")).unwrap_or_default());
-    (nginx, port)
+    nginx
 }
 
 /// The number that the guest counts to, the last time and the first.
@@ -145,7 +149,8 @@ fn a_vm_that_libvirt_saved_goes_on_in_libvirt_from_a_web_server() {
     let file = bench.path("saved");
     let (last_tick, sum_before) = save(&bench, &libvirt, &file);
     bench.publish(&file);
-    let (_nginx, port) = serve(&bench);
+    let port = free_port();
+    let _nginx = serve(&bench, port, "0");
     // The package is all that there is of the VM now.
     for gone in ["disk.img", "saved"] {
         fs::remove_file(bench.path(gone)).unwrap();
@@ -190,6 +195,22 @@ fn boots_when_asked(bench: &Bench, libvirt: &Libvirt, link: &str) {
     assert!(status.success() && bench.words().contains("powered off"), "{}", bench.words());
 }
 
+/// Copies the repository with another manifest in it; gives the copy's link.
+fn with_other_manifest(bench: &Bench, repository: &Path, from: &str, to: &str) -> PathBuf {
+    said(Command::new("cp").arg("-r").arg(bench.path("repository")).arg(repository));
+    let manifest = fs::read_dir(repository.join("manifests")).unwrap().next().unwrap().unwrap().path();
+    let good = fs::read_to_string(&manifest).unwrap();
+    assert!(good.contains(from), "{from} is not in {good}");
+    let other = good.replacen(from, to, 1);
+    let digest = Digest::of(other.as_bytes());
+    fs::write(manifest.with_file_name(format!("{digest}.json")), &other).unwrap();
+    let file = repository.join("vm.vmnetx");
+    let mut link = Envelope::decode(&fs::read(&file).unwrap()).unwrap().link;
+    (link.current.manifest, link.current.manifest_bytes) = (digest, other.len() as u64);
+    fs::write(&file, Envelope::unsigned(link).unwrap().encode()).unwrap();
+    file
+}
+
 /// A package may say to libvirt what it likes: nothing but hardware is believed.
 fn what_is_the_hosts_is_refused_by_name(bench: &Bench, libvirt: &Libvirt) {
     let cases = [
@@ -207,18 +228,7 @@ fn what_is_the_hosts_is_refused_by_name(bench: &Bench, libvirt: &Libvirt) {
     ];
     for (number, (from, to, says)) in cases.into_iter().enumerate() {
         let repository = bench.path(&format!("hostile{number}"));
-        said(Command::new("cp").arg("-r").arg(bench.path("repository")).arg(&repository));
-        let manifest = fs::read_dir(repository.join("manifests")).unwrap().next().unwrap().unwrap().path();
-        let good = fs::read_to_string(&manifest).unwrap();
-        assert!(good.contains(from), "{from} is not in {good}");
-        let evil = good.replacen(from, to, 1);
-        let digest = Digest::of(evil.as_bytes());
-        fs::write(manifest.with_file_name(format!("{digest}.json")), &evil).unwrap();
-        let file = repository.join("vm.vmnetx");
-        let mut link = Envelope::decode(&fs::read(&file).unwrap()).unwrap().link;
-        (link.current.manifest, link.current.manifest_bytes) = (digest, evil.len() as u64);
-        fs::write(&file, Envelope::unsigned(link).unwrap().encode()).unwrap();
-
+        let file = with_other_manifest(bench, &repository, from, to);
         let mut command = bench.vmnetx(&["run", file.to_str().unwrap(), "--backend", "libvirt", "--disk-cache", "0"]);
         command.args(["--connect", &libvirt.uri]).env("VMNETX_STATE_DIR", repository.join("state"));
         let output = command.output().unwrap();

@@ -6,7 +6,7 @@ use vmnetx_store::failure::describe;
 
 use super::{DisplayArg, Error, Launched, NetworkArg, ResumeArg, Run, SerialArg, accel, disks, keep};
 use crate::cli::resume::{Show, Shown};
-use crate::libvirt::{self, Plugged, Spec};
+use crate::libvirt::{self, Plugged, Running, Spec};
 use crate::resume::{self, Mode, Saved};
 use crate::server::Lease;
 use crate::vm::{Outcome, RunDir};
@@ -29,8 +29,7 @@ impl Run<'_> {
     pub(super) async fn launch_in_libvirt(&self, lease: &Lease, wants_memory: bool) -> Result<Launched, Error> {
         let attached = lease.attached();
         let manifest = super::manifest(attached)?;
-        let is_demanded = self.args.resume == ResumeArg::Stream;
-        if is_demanded && manifest.memory.is_none() {
+        if self.args.resume == ResumeArg::Stream && manifest.memory.is_none() {
             return Err(resume::Error::NoMemory.into());
         }
         let saved = Plugged::saved(&manifest)?;
@@ -40,24 +39,34 @@ impl Run<'_> {
                 None => Err(libvirt::Error::NotSavedByLibvirt.into()),
             };
             match resumed {
-                Err(error) if !is_demanded && self.args.resume == ResumeArg::Auto => {
+                // A guest that has run does not begin anew.
+                Ok(Some(running)) => return Ok(Launched::Ended(running.run(&self.shutdown).await?)),
+                Ok(None) => return Ok(Launched::Ended(Outcome::Cancelled)),
+                Err(error) if self.args.resume == ResumeArg::Auto => {
                     tracing::warn!("the VM boots, for it cannot be resumed: {}", describe(&error));
                 }
-                resumed => return Ok(Launched::Ended(resumed?)),
+                Err(error) => return Err(error),
             }
         }
         Ok(Launched::Ended(self.boot_in_libvirt(attached, &manifest).await?))
     }
 
-    async fn resume_in_libvirt(&self, lease: &Lease, manifest: &Manifest, plugged: Plugged) -> Result<Outcome, Error> {
+    /// Resumes the VM until its guest runs; nothing when cancelled before.
+    async fn resume_in_libvirt(
+        &self,
+        lease: &Lease,
+        manifest: &Manifest,
+        plugged: Plugged,
+    ) -> Result<Option<Running>, Error> {
         let attached = lease.attached();
         let spec = self.libvirt_spec(attached, manifest).await?;
         let mut shown = Shown::start(if self.args.json { Show::Json } else { Show::Words });
         let saved = Saved::open(lease.control(), attached, manifest);
-        let resumed = libvirt::resume(spec, plugged, saved, &shown.progress(), &self.shutdown).await?;
-        let Some(running) = resumed else { return Ok(Outcome::Cancelled) };
-        shown.running(Mode::Stream, None);
-        Ok(running.run(&self.shutdown).await?)
+        let running = libvirt::resume(spec, plugged, saved, &shown.progress(), &self.shutdown).await?;
+        if running.is_some() {
+            shown.running(Mode::Stream, None);
+        }
+        Ok(running)
     }
 
     async fn boot_in_libvirt(&self, attached: &Attached, manifest: &Manifest) -> Result<Outcome, Error> {
