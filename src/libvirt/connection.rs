@@ -1,5 +1,7 @@
 //! Calls to libvirt, which block, on threads of their own.
 
+use std::time::SystemTime;
+
 use tokio::task::spawn_blocking;
 use tokio::time::{Instant, sleep};
 use virt::connect::Connect;
@@ -40,6 +42,17 @@ impl Connection {
     /// Continues a saved domain; returns when the guest runs.
     pub(super) async fn restore(&self, path: String) -> Result<(), Error> {
         self.call("restore the saved domain", move |connect| connect.restore_domain(&path)).await
+    }
+
+    /// Has the agent in a domain's guest set its clock to this host's time.
+    pub(super) async fn set_clock(&self, name: &str) -> Result<(), Error> {
+        let name = name.to_owned();
+        self.call("set the guest's clock", move |connect| {
+            let since_1970 = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+            let nanos = since_1970.subsec_nanos().cast_signed();
+            connect.lookup_domain_by_name(&name)?.set_time(since_1970.as_secs().cast_signed(), nanos, 0)
+        })
+        .await
     }
 
     /// Whether a domain of this name runs.

@@ -9,6 +9,8 @@ use vmnetx_pack::domain::Part;
 use super::Error;
 use super::limits::RECONNECT_DELAY_S;
 
+const AGENT_PORT: &str = "org.qemu.guest_agent.0";
+
 /// What this host has for a machine.
 #[derive(Debug)]
 pub(super) struct Host {
@@ -92,6 +94,14 @@ fn vm_path(file: &Path) -> Error {
     crate::vm::Error::PathNotText(file.to_owned()).into()
 }
 
+/// Whether a guest agent has a port there.
+pub(super) fn has_agent(domain: &Part) -> bool {
+    let is_agents = |part: &Part| {
+        part.name == "channel" && part.part("target").and_then(|target| target.attribute("name")) == Some(AGENT_PORT)
+    };
+    domain.part("devices").is_some_and(|devices| devices.parts.iter().any(is_agents))
+}
+
 /// The hardware of a machine that is to be booted, and what its disks are plugged in as. `kind` is libvirt's name of what runs
 /// the guest's instructions.
 pub(super) fn of_machine(machine: &Machine, disks: &[Name], kind: &str) -> (Part, Vec<String>) {
@@ -158,7 +168,7 @@ fn add_single_devices(devices: &mut Part, machine: &Machine) {
         add(Part::new("rng").with("model", "virtio"));
     }
     if machine.guest_agent {
-        let port = Part::new("target").with("type", "virtio").with("name", "org.qemu.guest_agent.0");
+        let port = Part::new("target").with("type", "virtio").with("name", AGENT_PORT);
         add(Part::new("channel").with("type", "unix").holding(port));
     }
     add(Part::new("memballoon").with("model", "none"));

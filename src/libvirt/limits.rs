@@ -11,6 +11,10 @@ pub(super) const END_LOOK: Duration = Duration::from_millis(300);
 /// For libvirt to give up a restore whose stream has ended early.
 pub(super) const GIVE_UP_DEADLINE: Duration = Duration::from_secs(60);
 
+/// For the agent of a guest that was restored to answer, and between two attempts.
+pub(super) const AGENT_DEADLINE: Duration = Duration::from_secs(60);
+pub(super) const AGENT_PERIOD: Duration = Duration::from_secs(2);
+
 /// For a daemon of libvirt's that has gone to come back; its machines run on meanwhile.
 pub(super) const RETURN_DEADLINE: Duration = Duration::from_secs(60);
 

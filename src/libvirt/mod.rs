@@ -24,8 +24,9 @@ use std::sync::Arc;
 use rustix::fs::{CWD, FileType, Mode};
 use tokio::io::AsyncWriteExt;
 use tokio::net::unix::pipe;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 use vmnetx_format::machine::Machine;
 use vmnetx_format::migration::{Compression, SaveFile};
 use vmnetx_format::{Digest, Manifest, Memory, Name};
@@ -35,7 +36,10 @@ use vmnetx_store::failure::describe;
 
 use self::connection::Connection;
 use self::domain::{Host, HostDisk};
-use self::limits::{DESTROY_DEADLINE, END_LOOK, GIVE_UP_DEADLINE, NAME_MARK_CHARS, OPEN_LOOK, REACH_DEADLINE};
+use self::limits::{
+    AGENT_DEADLINE, AGENT_PERIOD, DESTROY_DEADLINE, END_LOOK, GIVE_UP_DEADLINE, NAME_MARK_CHARS, OPEN_LOOK,
+    REACH_DEADLINE,
+};
 use crate::resume::{self, MainRam, Progress, Saved};
 use crate::vm::{self, Accel, DiskSpec, Outcome, Programs, RunDir};
 
@@ -103,6 +107,8 @@ impl Plugged {
 pub struct Running {
     connection: Connection,
     domain: String,
+    /// Sets the clock of a guest that was saved, which stands where it stood then.
+    clock: Option<AbortOnDropHandle<()>>,
     // Goes last: the domain uses what is in its run directory.
     spec: Spec,
 }
@@ -131,7 +137,7 @@ pub async fn boot(spec: Spec, plugged: Plugged, shutdown: &CancellationToken) ->
     let (connection, domain, xml) = prepared?;
     // Not interrupted: a domain that is being created cannot be ended yet.
     let booted = connection.boot(xml).await;
-    let running = Running { connection, domain, spec };
+    let running = Running { connection, domain, clock: None, spec };
     match booted {
         Ok(()) => Ok(Some(running.told())),
         Err(error) => Err(running.given_up(error).await),
@@ -149,6 +155,7 @@ pub async fn resume(
     progress: &Progress,
     shutdown: &CancellationToken,
 ) -> Result<Option<Running>, Error> {
+    let has_agent = domain::has_agent(&plugged.domain);
     let prepared = async {
         let connection = connect(&spec.uri).await?;
         let host = host(&spec, plugged.targets).await?;
@@ -162,11 +169,30 @@ pub async fn resume(
     let fifo = make_fifo(&spec.run_dir)?;
     let feeding = feed(&fifo, &head, &saved, progress);
     let restored = restore(&connection, &fifo, feeding, shutdown).await;
-    let running = Running { connection, domain, spec };
+    let mut running = Running { connection, domain, clock: None, spec };
     match restored {
-        Ok(true) => Ok(Some(running.told())),
+        Ok(true) => {
+            let setting = || tokio::spawn(set_clock(running.connection.clone(), running.domain.clone()));
+            running.clock = has_agent.then(|| AbortOnDropHandle::new(setting()));
+            Ok(Some(running.told()))
+        }
         Ok(false) => running.destroy().await.map(|()| None),
         Err(error) => Err(running.given_up(error).await),
+    }
+}
+
+/// Sets a guest's clock. It does without, if its agent does.
+async fn set_clock(connection: Connection, domain: String) {
+    let begun = Instant::now();
+    loop {
+        match connection.set_clock(&domain).await {
+            Ok(()) => return tracing::info!("the guest's clock is set"),
+            Err(error) if begun.elapsed() >= AGENT_DEADLINE => {
+                return tracing::info!("the guest's clock is as it was when it was saved: {}", describe(&error));
+            }
+            // libvirt may not have heard of the agent yet.
+            Err(_) => sleep(AGENT_PERIOD).await,
+        }
     }
 }
 

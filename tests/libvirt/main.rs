@@ -31,7 +31,7 @@ impl Bench {
     fn new() -> Self {
         let bench = Self(tempfile::Builder::new().prefix("vmnetx-libvirt-").tempdir_in("/tmp").unwrap());
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/guests/minimal");
-        said(Command::new(script).arg(bench.path("disk.img")).args(["libvirt", "vmnetx.tick=0.1"]));
+        said(Command::new(script).arg(bench.path("disk.img")).args(["libvirt", "vmnetx.tick=0.1", "vmnetx.agent"]));
         fs::create_dir(bench.path("temporary")).unwrap();
         bench
     }
@@ -167,6 +167,7 @@ fn a_vm_that_libvirt_saved_goes_on_in_libvirt_from_a_web_server() {
     assert_eq!(sum(&serial), sum_before);
     let ask = r#"{"execute": "query-vm-generation-id"}"#;
     let told = said(&mut libvirt.virsh(&["qemu-monitor-command", &domain, ask]));
+    wait_for("the clock", || bench.words().contains("clock is set").then_some(()), || bench.words());
     assert!(told.contains("guid") && !told.contains(GENERATION), "the guest is told that it is another: {told}");
 
     rustix::process::kill_process(Pid::from_child(&run), Signal::INT).unwrap();
