@@ -214,7 +214,14 @@ async fn pulls_at_the_same_time_hold_what_is_theirs() {
     let package = kept.package(&location).await.unwrap();
     // Half of it is here, and nothing else until the gate is open again.
     package.disks()[0].read(0, 200_000).await.unwrap();
-    kept.disk().unwrap().flush();
+    // A read has its chunks before the disk tier does.
+    within(20, async {
+        while kept.disk().unwrap().usage().bytes < 200_000 {
+            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+            kept.disk().unwrap().flush();
+        }
+    })
+    .await;
     open.send(false).unwrap();
     let progress = Arc::<Progress>::default();
     let slow_pull = tokio::spawn({
